@@ -146,7 +146,7 @@ def conv_stack(state):
         if v.shape[1] != w.shape[0]: raise InputError(f"a layer with {v.shape[1]} inputs follows one with {w.shape[0]} outputs; not a plain VGG")
     return convs
 
-# %% ../nbs/06_losses.ipynb #1a083626
+# %% ../nbs/06_losses.ipynb #693c75a6
 def vgg_features(state):
     "..."
     convs = conv_stack(state)
@@ -155,7 +155,6 @@ def vgg_features(state):
     n = [len(v) for v in groups.values()]
     if n[:2] != [2, 2] or n[2] not in (1, 2, 3, 4):
         raise InputError(f"{n} convolutions of 64, 128 and 256 channels; a VGG-16 has [2, 2, 3], a VGG-19 [2, 2, 4] (or fewer of 256)")
-    blocks = [vgg_block(convs[:own], relu=False)] if own else []
     blocks = [vgg_block(v, 'reflect' if own else 'zeros', pool=c < 256 or len(v) > 2) for c, v in groups.items()]
     if not own: return FeatureNet(blocks)
     blocks[0].insert(0, frozen_conv(*convs[0]))
