@@ -1,0 +1,55 @@
+# make demo   train a small inpainter on drawn faces and open runs/demo/report.html     (ARGS="--minutes 2" passes options on)
+# make test   everything that CI checks
+# make help   the other targets
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= 2
+ARGS ?=
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test nbs readme docs-check docs clean help
+.DELETE_ON_ERROR:
+
+demo: .venv/installed-runtime
+	$(BIN)/pconv_demo $(ARGS)
+
+# One notebook is one test, each in a process of its own; one thread per process, so that two run side by side.
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 tests $(ARGS)
+
+# Run every notebook, store its outputs, export, clean; then README.md from nbs/index.ipynb.
+nbs: .venv/installed-dev
+	$(BIN)/nbdev_export
+	cd nbs && for nb in [0-9]*.ipynb index.ipynb; do \
+	  echo $$nb && PYTHONWARNINGS=ignore ../$(BIN)/jupyter execute --inplace $$nb || exit 1; done
+	$(BIN)/nbdev_clean
+	$(MAKE) readme
+
+readme: .venv/installed-dev
+	$(BIN)/python tests/readme.py
+
+# Needs quarto on the PATH.
+docs: .venv/installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs
+
+clean:
+	rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older or missing: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf .venv; exit 2; }
+
+# The dev install holds the runtime too: whoever ran `make test` first need not install again for `make demo`.
+.venv/installed-runtime: settings.ini setup.py | .venv/bin/python
+	@echo "Installing PyTorch, fastai and the rest into .venv: about 6 GB, a few minutes the first time."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-dev: settings.ini setup.py | .venv/bin/python
+	@echo "Installing the development set into .venv: about 6 GB, a few minutes the first time."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ .venv/installed-runtime

@@ -1,0 +1,201 @@
+"""The project around the chapters: what nbdev generates is in step, notebooks are clean, modules stand alone."""
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOP = Path(__file__).resolve().parent.parent
+PKG = TOP / "pconv_course"
+NBS = sorted(p for p in (TOP / "nbs").glob("*.ipynb") if not p.name.startswith("_"))
+CHAPTERS = [p for p in NBS if p.name[0].isdigit()]
+MODULES = sorted(p.stem for p in PKG.glob("*.py") if not p.stem.startswith("_"))
+
+
+def cells(nb): return json.loads(nb.read_text(encoding="utf-8"))["cells"]
+def source(cell): return "".join(cell["source"])
+
+
+def run(*cmd, cwd=TOP, **kw):
+    return subprocess.run([str(c) for c in cmd], cwd=cwd, capture_output=True, text=True, timeout=300, **kw)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of what nbdev reads and writes, so that checking never touches the checkout."
+    to = tmp_path_factory.mktemp("copy")
+    for d in ("nbs", "pconv_course"): shutil.copytree(TOP / d, to / d, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for f in ("settings.ini", "setup.py", "_quarto.yml", "README.md"): shutil.copy(TOP / f, to)
+    return to
+
+
+@pytest.mark.dev
+def test_export_in_step(copy):
+    "Deleting every generated module and exporting again gives the same files: no stale, missing or hand-edited module."
+    for p in (copy / "pconv_course").glob("*.py"):
+        if p.name != "__init__.py": p.unlink()
+    out = run(sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=copy)
+    assert out.returncode == 0, out.stdout + out.stderr
+    here, there = ({p.name: p.read_text(encoding="utf-8") for p in d.glob("*.py")} for d in (PKG, copy / "pconv_course"))
+    assert sorted(here) == sorted(there)
+    differ = [n for n in here if here[n] != there[n]]
+    assert not differ, f"{differ} differ from their notebooks: run nbdev_export, and edit notebooks, not modules"
+
+
+@pytest.mark.dev
+def test_notebooks_clean(copy):
+    "nbdev_clean has nothing left to do."
+    out = run(sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean()", cwd=copy)
+    assert out.returncode == 0, out.stdout + out.stderr
+    dirty = [p.name for p in NBS if p.read_text(encoding="utf-8") != (copy / "nbs" / p.name).read_text(encoding="utf-8")]
+    assert not dirty, f"{dirty} hold metadata or counts: run nbdev_clean"
+
+
+@pytest.mark.dev
+def test_site_notebooks_process(copy):
+    "nbdev's own processing for the documentation site works on every notebook; it needs no quarto."
+    code = ("from nbdev.serve import proc_nbs; from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar;"
+            "refresh_quarto_yml(); nbdev_sidebar.__wrapped__(); proc_nbs(n_workers=0)")
+    out = run(sys.executable, "-c", code, cwd=copy)
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert {p.name for p in (copy / "_proc").glob("*.ipynb")} == {p.name for p in NBS}
+
+
+@pytest.mark.dev
+def test_readme_in_step():
+    out = run(sys.executable, "tests/readme.py", "--check")
+    assert out.returncode == 0, out.stderr
+
+
+@pytest.mark.dev
+def test_linter_finds_no_undefined_name():
+    "Undefined names, unused imports and star imports in what is exported, and undefined names in the notebooks."
+    out = run(sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F401,F403,F405,F811,F821,F841", "pconv_course", "tests")
+    assert out.returncode == 0, out.stdout
+    out = run(sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821", "nbs")
+    assert out.returncode == 0, out.stdout
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_alone(name, tmp_path):
+    "A clean process imports the module, and everything that `__all__` promises is there and documented."
+    code = (f"import pconv_course.{name} as m; from pconv_course.{name} import *\n"
+            "bare = [n for n in m.__all__ if callable(getattr(m, n)) and not getattr(m, n).__doc__]\n"
+            "assert not bare, f'without a docstring: {bare}'")
+    out = run(sys.executable, "-W", "error::SyntaxWarning", "-c", code, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+
+
+def test_one_module_per_chapter():
+    "A chapter and its module share the name (01_pconv -> pconv.py), and no module is an orphan."
+    exports = {nb.stem: m.group(1) for nb in CHAPTERS if (m := re.search(r"^#\|\s*default_exp\s+(\w+)", "\n".join(map(source, cells(nb))), re.M))}
+    assert all(stem.split("_", 1)[1] == mod for stem, mod in exports.items()), exports
+    assert sorted(exports.values()) == MODULES
+
+
+def test_console_scripts_exist():
+    "Every command that settings.ini promises names a function that is there."
+    ini = ConfigParser(delimiters=["="])
+    ini.read(TOP / "settings.ini", encoding="utf-8")
+    scripts = [s.split("=")[1].split(":") for s in ini["DEFAULT"]["console_scripts"].split()]
+    assert scripts
+    for mod, func in scripts:
+        tree = ast.parse((TOP / f"{mod.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        assert func in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)], f"{mod}:{func}"
+
+
+# What a reader of a stored notebook sees
+
+PATHS = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|private)/\w")
+DEBRIS = re.compile(r"\r|█|━|\d+%\|")
+
+
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
+def test_stored_outputs_are_clean(nb):
+    "Executed, no error, no home path, no progress-bar debris, no warning, under 1 MB."
+    assert nb.stat().st_size < 1_000_000
+    outs = [o for c in cells(nb) if c["cell_type"] == "code" for o in c["outputs"]]
+    assert outs, "no stored output: run `make nbs`"
+    text = "\n".join("".join(o.get("text", "")) + "".join(o.get("data", {}).get("text/plain", "")) for o in outs)
+    assert not [o for o in outs if o["output_type"] == "error"]
+    assert not PATHS.findall(text) and not DEBRIS.findall(text) and "Warning" not in text, text[:2000]
+
+
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
+def test_notebook_opens_as_the_site_expects(nb):
+    "The first cell is a level-one title and a one-line description; imports stand alone in their cells."
+    first = source(cells(nb)[0])
+    assert re.match(r"# \S.*\n+> \S", first), first
+    for c in cells(nb):
+        code = "\n".join(l for l in source(c).splitlines() if not l.startswith(("%", "!")))
+        if c["cell_type"] != "code" or not code.strip(): continue
+        kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body}
+        assert len(kinds) < 2, f"imports mixed with other code (the site's processing would run it):\n{code}"
+
+
+@pytest.mark.parametrize("nb", CHAPTERS, ids=lambda p: p.stem)
+def test_cells_stay_short(nb):
+    long = [source(c) for c in cells(nb) if c["cell_type"] == "code"
+            and sum(bool(l.strip()) and not l.lstrip().startswith("#|") for l in source(c).splitlines()) > 25]
+    assert not long, long[0]
+
+
+def test_figures_are_labelled():
+    "Every stored picture has a label of its own, a caption, and a text for those who can't see it."
+    labels, bare = [], []
+    for nb in CHAPTERS:
+        for c in cells(nb):
+            if c["cell_type"] != "code": continue
+            src = source(c)
+            labels += re.findall(r"^#\|\s*label:\s*(\S+)", src, re.M)
+            if any(k.startswith("image/") for o in c["outputs"] for k in o.get("data", {})):
+                if not all(re.search(rf"^#\|\s*{k}:", src, re.M) for k in ("label", "fig-cap", "fig-alt")): bare.append(f"{nb.name}: {src[:200]}")
+    assert not bare, "\n\n".join(bare)
+    assert len(labels) == len(set(labels)), sorted(l for l in labels if labels.count(l) > 1)
+    assert all(l.startswith(("fig-", "tbl-")) for l in labels), labels
+
+
+def test_links_resolve():
+    "Relative links and pictures in notebooks and in README.md exist; references to figures name a label."
+    missing, labels = [], set()
+    for nb in NBS: labels |= set(re.findall(r"^#\|\s*label:\s*(\S+)", "\n".join(map(source, cells(nb))), re.M))
+    texts = {nb: "\n".join(source(c) for c in cells(nb) if c["cell_type"] == "markdown") for nb in NBS}
+    texts[TOP / "README.md"] = (TOP / "README.md").read_text(encoding="utf-8")
+    for path, text in texts.items():
+        text = re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$", "", text, flags=re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not re.match(r"https?://|mailto:|#", link) and not (path.parent / link.split("#")[0]).exists(): missing.append((path.name, link))
+        missing += [(path.name, ref) for ref in re.findall(r"(?<![\w.])@((?:fig|tbl)-[\w-]+)", text) if ref not in labels]
+    assert not missing, missing
+
+
+def test_site_configuration():
+    "The site's configuration parses, and its sidebar lists every notebook exactly once."
+    conf = yaml.safe_load((TOP / "_quarto.yml").read_text(encoding="utf-8"))
+    assert yaml.safe_load((TOP / "nbs/_quarto.yml").read_text(encoding="utf-8")) == {"metadata-files": ["../_quarto.yml", "nbdev.yml"]}
+    listed = re.findall(r"[\w-]+\.ipynb", json.dumps(conf["website"]["sidebar"]))
+    assert sorted(listed) == sorted(p.name for p in NBS)
+    for f in (TOP / ".github/workflows").glob("*.y*ml"): assert yaml.safe_load(f.read_text(encoding="utf-8"))["jobs"]
+
+
+def test_readme_has_every_chapter():
+    text = (TOP / "README.md").read_text(encoding="utf-8")
+    titles = {nb.name: source(cells(nb)[0]).splitlines()[0].removeprefix("# ") for nb in CHAPTERS}
+    assert not {n: t for n, t in titles.items() if t not in text or f"nbs/{n}" not in text}
+
+
+def test_numbers_have_a_source():
+    "Each result file says what wrote it, when, with which software and seed."
+    files = sorted((TOP / "nbs/results").glob("*.json"))
+    assert files, "no result files under nbs/results"
+    for f in files:
+        record = json.loads(f.read_text(encoding="utf-8"))
+        assert {"provenance"} <= record.keys(), f.name
+        assert {"date", "commit", "seed", "packages", "cpu"} <= record["provenance"].keys(), f.name
+        assert not PATHS.findall(f.read_text(encoding="utf-8")), f.name
