@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PAPER_WEIGHTS', 'PIXEL_WEIGHTS', 'FEATURE_TERMS', 'check_shapes', 'masked_mean',
-           'loss_valid', 'loss_hole', 'hole_region', 'loss_tv', 'FeatureNet', 'random_features', 'read_state',
-           'conv_stack', 'vgg_features', 'frozen_conv', 'vgg_block', 'vgg16_features', 'vgg19_features',
+           'loss_valid', 'loss_hole', 'hole_region', 'loss_tv', 'FeatureNet', 'random_filters', 'random_features',
+           'read_state', 'conv_stack', 'vgg_features', 'frozen_conv', 'vgg_block', 'vgg16_features', 'vgg19_features',
            'open_features', 'loss_perceptual', 'gram', 'loss_style', 'check_weights', 'InpaintLoss']
 
 # %% ../nbs/06_losses.ipynb #ec96e88b
@@ -104,18 +104,30 @@ class FeatureNet(nn.Module):
             for block in self.blocks: maps.append(x := block(x))
         return maps
 
-# %% ../nbs/06_losses.ipynb #a3716133
+# %% ../nbs/06_losses.ipynb #74f3fd08
+def random_filters(c_out, c_in, smooth, generator):
+    """(c_out,c_in,k,k) float64 filters of length 1 without mean; k is 5 if `smooth` (3x3 noise blurred by 1 2 1), else 3.
+
+    All sums are of integers, hence exact: every machine gets the same bits."""
+    w = torch.randint(-127, 128, (c_out, c_in, 3, 3), generator=generator).double()
+    if smooth:
+        k = torch.tensor([1., 2., 1.], dtype=w.dtype)
+        w = F.conv2d(w.view(-1, 1, 3, 3), (k[:, None]*k)[None, None], padding=2).view(c_out, c_in, 5, 5)
+    w = w*w[0, 0].numel() - w.sum((2, 3), keepdim=True)
+    return w/w.square().sum((1, 2, 3), keepdim=True).sqrt()
+
+# %% ../nbs/06_losses.ipynb #e1a740ec
 def random_features(
     seed=0, # another seed, other filters
     width=16, # channels of the first map; the next two have 2 and 4 times as many
 ):
-    "A `FeatureNet` of three untrained blocks (3x3 convolution, ReLU, 2x2 max pool): no download, the same numbers everywhere."
+    "A `FeatureNet` of three untrained blocks (convolution, ReLU, 2x2 mean): no download, the same numbers everywhere."
     g, blocks, c_in = torch.Generator().manual_seed(seed), [], 3
     for c in (width, 2*width, 4*width):
-        conv = nn.Conv2d(c_in, c, 3, padding=1, bias=False)
-        bound = math.sqrt(6/(9*c_in))
-        conv.weight.data = (torch.rand(conv.weight.shape, generator=g)*2 - 1)*bound
-        blocks.append(nn.Sequential(conv, nn.ReLU(inplace=True), nn.MaxPool2d(2)))
+        w = 2*random_filters(c, c_in, c_in == 3, g).float()
+        conv = nn.Conv2d(c_in, c, w.shape[-1], padding='same', bias=False)
+        conv.weight.data = w
+        blocks.append(nn.Sequential(conv, nn.ReLU(inplace=True), nn.AvgPool2d(2)))
         c_in = c
     return FeatureNet(blocks)
 
