@@ -105,7 +105,7 @@ def _mask_pairs(x, m, in_channels):
         raise ValueError(f"the layer takes {in_channels} channels, x has {x.shape[1]}, its masks stand for {sum(n for _, n in pairs)}")
     return pairs
 
-# %% ../nbs/01_pconv.ipynb #78d489d1
+# %% ../nbs/01_pconv.ipynb #b50ecf57
 def partial_conv2d(
     x: torch.Tensor,                # Features (B, C, H, W); anything may stand in holes, NaN and inf included
     m,                              # Mask (B, 1, H, W) or (1, 1, H, W), 1 = known; or a list of (mask, channels) in channel order
@@ -120,8 +120,8 @@ def partial_conv2d(
     "Partial convolution (Liu et al. 2018, equations 1 and 2). Raises ValueError for shapes that don't fit; values: `check_mask`."
     pairs = _mask_pairs(x, m, weight.shape[1]*groups)
     if groups > 1 and len(pairs) > 1: raise ValueError("groups > 1 takes one mask; several would give each group holes of its own")
-    hole = torch.cat([(mi == 0).expand(len(x), n, -1, -1) for mi, n in pairs], 1) if len(pairs) > 1 else pairs[0][0] == 0
-    y = F.conv2d(x.masked_fill(hole, 0), weight, None, stride, padding, dilation, groups)
+    parts = [xi.masked_fill(mi == 0, 0) for xi, (mi, n) in zip(x.split([n for _, n in pairs], 1), pairs)]
+    y = F.conv2d(torch.cat(parts, 1) if len(parts) > 1 else parts[0], weight, None, stride, padding, dilation, groups)
     m_sum = sum(n//groups*window_sum(mi, weight.shape[2:], stride, padding, dilation) for mi, n in pairs)
     known = m_sum > 0
     y = y*window_ratio(m_sum, weight[0].numel(), formula).to(y.dtype)
