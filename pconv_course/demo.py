@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'CASES', 'METHODS', 'STYLE', 'PICTURES', 'NEXT', 'READ', '
            'case_masks', 'paired', 'evaluate', 'verdict', 'bucket_table', 'picture_grid', 'comparison_figure',
            'loss_figure', 'png_bytes', 'html_figure', 'html_table', 'result_rows', 'text_table', 'held_out', 'fill_all',
            'judge', 'case_pictures', 'trained_sentence', 'case_section', 'bucket_section', 'details_section',
-           'report_page', 'fresh_folder', 'demo', 'demo_record', 'write_demo']
+           'report_page', 'fresh_folder', 'demo', 'demo_record', 'write_demo', 'pair_up', 'score_run']
 
 # %% ../nbs/16_demo.ipynb #760ba380
 import base64
@@ -58,10 +58,10 @@ def telea_fill(
     m = m.expand(len(img), *m.shape[1:])
     return compose(img, torch.stack([_telea(i, k, radius) for i, k in zip(img, m)]).to(img), m)
 
-# %% ../nbs/16_demo.ipynb #ce0b693f
-METRICS = dict(  # name: (title, unit, is larger better?, digits)
-    psnr=("PSNR, whole picture", "dB", True, 2), psnr_hole=("PSNR, hole only", "dB", True, 2),
-    l1_hole=("mean error, hole only", "of 1", False, 4), ssim=("SSIM, whole picture", "", True, 4))
+# %% ../nbs/16_demo.ipynb #d85378f2
+METRICS = dict(  # name: (what it is, unit, is larger better?, digits)
+    psnr=("PSNR, picture", "dB", True, 2), psnr_hole=("PSNR, hole", "dB", True, 2),
+    l1_hole=("error, hole", "0 to 1", False, 4), ssim=("SSIM, picture", "", True, 4))
 
 def _decibel(mse): return -10*mse.clamp(min=1e-10).log10()
 
@@ -74,7 +74,7 @@ def score_each(
     hole, comp = 1 - m.expand(len(gt), *m.shape[1:]).double(), compose(gt, out.clamp(0, 1), m).double()
     n, err = 3*hole.sum((1, 2, 3)), comp - gt
     if (n == 0).any(): raise InputError("a mask without a hole leaves nothing to score; choose masks with a hole")
-    ssim = structural_similarity_index_measure(comp, gt.double(), data_range=1., reduction="none")
+    ssim = structural_similarity_index_measure(comp.float(), gt.float(), data_range=1., reduction="none").double()
     return dict(psnr=_decibel((err**2).mean((1, 2, 3))), psnr_hole=_decibel((err**2).sum((1, 2, 3))/n),
                 l1_hole=err.abs().sum((1, 2, 3))/n, ssim=ssim)
 
@@ -117,14 +117,14 @@ def evaluate(
                 methods={k: {q: round(v.mean().item(), 5) for q, v in s.items()} for k, s in each.items()},
                 against_telea={k: dict(psnr=round(d, 4), error=round(e, 4) if math.isfinite(e) else None) for k, (d, e) in against.items()})
 
-# %% ../nbs/16_demo.ipynb #e588fd69
+# %% ../nbs/16_demo.ipynb #ab9c28f4
 METHODS = dict(mean="the mean colour", telea="Telea's method", ours="our network")
 
 def verdict(row) -> str:
     "One sentence about who is ahead in a row of `evaluate`, by the paired difference in PSNR between ours and Telea."
     d, e = row["against_telea"]["ours"].values()
     best = max(row["methods"], key=lambda k: row["methods"][k]["ssim"])
-    also = f"by SSIM {METHODS[best]} is the best of the {len(row['methods'])}"
+    also = f"by SSIM {METHODS[best]} is the best of the {'three' if len(row['methods']) == 3 else len(row['methods'])}"
     if e is None or abs(d) <= 2*e:
         return f"no clear winner between our network and Telea's method ({d:+.2f} dB, within twice its standard error); {also}"
     first, second = ("ours", "telea") if d > 0 else ("telea", "ours")
@@ -169,12 +169,12 @@ def comparison_figure(gt, m, fills, columns):
     texts = [["", f"hole {r:.0%}", *(f"{db[k][i]:.1f} dB" if columns[k] else "" for k in fills)] for i, r in enumerate(np.atleast_1d(hole_ratio(m)))]
     return picture_grid(rows, ["truth", "input", *(columns[k] for k in fills)], texts)
 
-# %% ../nbs/16_demo.ipynb #d247f931
+# %% ../nbs/16_demo.ipynb #94220d22
 def loss_figure(
     log,  # rows of a run's log.jsonl, see `train.read_log`
 ):
     "Figure: the training loss and its weighted terms over the images seen, and the held-out loss after each epoch."
-    fig, ax = plt.subplots(figsize=(6.4, 3.2))
+    fig, ax = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
     steps, epochs = ([r for r in log if r["kind"] == k] for k in ("step", "epoch"))
     rows = steps if len(steps) > 1 else epochs
     for key in [k for k in rows[0] if k.startswith("train_")]:
@@ -229,10 +229,10 @@ pre{background:var(--soft);padding:.8rem 1rem;border-radius:8px;overflow-x:auto}
 pre code{padding:0}
 """
 
-# %% ../nbs/16_demo.ipynb #9b7d6ac0
+# %% ../nbs/16_demo.ipynb #8abe2e1d
 def result_rows(cases):
     "(header, rows, strong): the table of all cases and methods as texts, and which cells are the best of their case."
-    header = ["case", "method", *(f"{t}{f' ({u})' if u else ''}" for t, u, _, _ in METRICS.values())]
+    header = ["case", "method", *(f"{t} [{u}]" if u else t for t, u, _, _ in METRICS.values())]
     rows, strong = [], set()
     for case in cases.values():
         for name, s in case["methods"].items():
@@ -286,10 +286,11 @@ def judge(
         cases[case]["verdict"] = verdict(cases[case])
     return cases, bucket_table(gt, *seen["comparison"]), seen
 
-# %% ../nbs/16_demo.ipynb #74868eeb
+# %% ../nbs/16_demo.ipynb #23121c8b
 PICTURES = dict(  # case: (columns, alternative text, how many faces)
-    sparse=(dict(ours="our network"), "thin scratches over drawn or photographed faces, and the faces repaired by our network", 4),
-    large_central=(dict(ours="our network"), "a large hole over the middle of each face, and what our network puts there", 4),
+    sparse=(dict(telea="Telea", ours="our network"), "thin scratches over faces, repaired by Telea's method and by our network", 4),
+    large_central=(dict(telea="Telea", ours="our network"),
+                   "a large hole over the middle of each face, and what Telea's method and our network put there", 4),
     comparison=(dict(mean="mean colour", telea="Telea", ours="our network"),
                 "broad strokes over faces, filled with the mean colour, by Telea's method and by our network", 6))
 
@@ -307,7 +308,7 @@ def trained_sentence(record):
             f"at {t['recipe']['size']} px for {t['minutes']:.1f} minutes; it saw {t['images']:,} pictures, repeats counted, each with another hole. "
             f"Then it was tried on {record['held_out']} faces that it had never seen.")
 
-# %% ../nbs/16_demo.ipynb #dd483f3d
+# %% ../nbs/16_demo.ipynb #f8db9a02
 NEXT = """<ul>
 <li>On your own faces, a folder or a zip of PNG, JPEG or WebP files: <code>pconv_demo --data FOLDER_OR_ZIP</code></li>
 <li>Longer: <code>pconv_demo --minutes 30</code>. Pictures and numbers still improve.</li>
@@ -315,7 +316,8 @@ NEXT = """<ul>
 <li>From the formula up: open <code>nbs/01_pconv.ipynb</code>; for the step from minutes to the full training, <code>nbs/08_train.ipynb</code>.</li>
 </ul>"""
 READ = ("Every fill keeps the known pixels exactly, so all errors lie in the hole. PSNR and the mean error compare pixel by pixel: "
-        "a plausible face with another nose is punished, a blur is forgiven. SSIM asks for structure. Look at the pictures too.")
+        "a plausible face with another nose is punished, a blur is forgiven. SSIM asks for structure. A ± is twice the standard error of the "
+        "mean difference over the same pictures. Look at the pictures too.")
 
 def case_section(case, row, png):
     "The part of the page about one case."
@@ -405,3 +407,40 @@ def write_demo(out, record, pngs):
     for name, data in files.items():
         with atomic_path(out/name) as tmp: tmp.write_bytes(data)
     write_json(out/"metrics.json", record)
+
+# %% ../nbs/16_demo.ipynb #cb204c4d
+def pair_up(
+    n_faces,  # how many pictures there are
+    n,  # how many pairs are wanted
+    seed=0,  # another seed, another list
+) -> torch.Tensor:
+    "(n,) indices of pictures: a shuffled list of all, as often as needed."
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.concatenate([rng.permutation(n_faces) for _ in range(-(-n//n_faces))])[:n])
+
+# %% ../nbs/16_demo.ipynb #36fa04a4
+def score_run(
+    run,  # folder of a finished run
+    data,  # folder or zip with faces ('drawn' works too)
+    masks_src,  # folder or zip with mask pictures
+    hole="white",  # what marks the hole in them: 'white', 'black' or 'alpha'
+    valid="800-898",  # held-out faces: ids or a share
+    size=None,  # side in px; None: the size of the run
+    limit=None,  # so many masks, chosen by the seed; None: all
+    seed=0,  # of the choice and the pairing
+    out=None,  # JSON file to write; None: none
+) -> dict:
+    "Ours, Telea and the mean colour on held-out faces under given masks, by hole ratio. Raises `InputError`."
+    model, config = load_model(run)
+    size = size or config["recipe"]["size"]
+    bank = load_masks(masks_src, hole, size)
+    ds = face_dls(data, size=size, valid=valid).valid_ds
+    pick = np.sort(np.random.default_rng(seed).permutation(len(bank))[:limit])
+    faces, m = torch.stack([ds[i] for i in range(len(ds))]), torch.stack([bank[int(i)] for i in pick])
+    gt = faces[pair_up(len(faces), len(m), seed)]
+    fills = fill_all(model, gt, m)
+    record = dict(size=size, all=evaluate(gt, m, fills), buckets=bucket_table(gt, m, fills), training=config,
+                  faces=dict(name=Path(data).name, n=len(faces), valid=valid, sha256=sha256_of(faces.numpy().tobytes())),
+                  masks=dict(name=Path(masks_src).name, n=len(m), hole=hole, sha256=bank.sha256), provenance=provenance(seed))
+    if out is not None: write_json(out, record)
+    return record
