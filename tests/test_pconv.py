@@ -44,6 +44,7 @@ def grads(x_out, leaves):
 
 # Against the definition
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @settings(quick, max_examples=150)
 @given(cases())
 def test_layer_equals_the_definition(c):
@@ -87,6 +88,7 @@ def test_window_by_hand():
     assert pconv_window(x, m, w, 5.) == (2*1 + 6*2)*4/2 + 5
     assert pconv_window(x, m, w, 5., formula='v1') == (2*1 + 6*2)/2 + 5
     assert pconv_window(x, 0*m, w, 5.) == 0
+    assert pconv_window(x.masked_fill(m == 0, float('nan')), m, w, 5.) == pconv_window(x, m, w, 5.)
 
 # Promises
 
@@ -295,6 +297,6 @@ def test_check_mask():
 
 def test_import_is_light():
     code = ("import sys, time, torch; t = time.perf_counter(); import pconv_course.pconv; took = time.perf_counter() - t\n"
-            "print([n for n in ('fastai', 'fastcore', 'matplotlib', 'PIL', 'cv2', 'pandas', 'IPython', 'pconv_course.core') if n in sys.modules], took < .5)")
+            "print([n for n in ('fastai', 'fastcore', 'matplotlib', 'PIL', 'cv2', 'pandas', 'IPython', 'pconv_course.core') if n in sys.modules], took < 1)")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == '[] True'
