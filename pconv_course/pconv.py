@@ -28,15 +28,15 @@ def pconv_window(
     total = (x[known]*w[known]).sum()
     return total*(n_win if formula == 'paper' else 1)/m_sum + b
 
-# %% ../nbs/01_pconv.ipynb #80b0ce57
+# %% ../nbs/01_pconv.ipynb #1b90a7b9
 def _pad_sides(padding, kernel_size, dilation):
-    "`padding` as nn.Conv2d takes it -> (left, right, top, bottom) as F.pad takes it; 'same' puts an odd pixel at the end."
+    "`padding` as nn.Conv2d takes it -> (left, right, top, bottom) for F.pad; 'same' puts an odd pixel at the end."
     if padding == 'valid': padding = 0
     if padding == 'same': sides = [(d*(k-1)//2, d*(k-1) - d*(k-1)//2) for d, k in zip(dilation, kernel_size)]
     else: sides = [(p, p) for p in _pair(padding)]
     return (*sides[1], *sides[0])
 
-# %% ../nbs/01_pconv.ipynb #6077d341
+# %% ../nbs/01_pconv.ipynb #f084cf13
 def pconv_reference(
     x: torch.Tensor,                # Features (B, C, H, W)
     m: torch.Tensor,                # Mask (B, 1, H, W), or one for each channel (B, C, H, W) as in the paper
@@ -57,12 +57,13 @@ def pconv_reference(
         c0, i, j = o//(c_out//groups)*c, i*sh, j*sw
         return t[b, c0:c0+c, i:i+dh*(kh-1)+1:dh, j:j+dw*(kw-1)+1:dw]
     places = list(product(range(len(x)), range(c_out), range(h), range(w)))
-    x_out = [pconv_window(window(x, *p), window(m, *p), weight[p[1]], 0 if bias is None else bias[p[1]], formula) for p in places]
+    if bias is None: bias = torch.zeros_like(weight[:, 0, 0, 0])
+    x_out = [pconv_window(window(x, *p), window(m, *p), weight[p[1]], bias[p[1]], formula) for p in places]
     m_out = [window(m, *p).any() for p in places]
     x_out, m_out = (torch.stack(v).view(len(x), c_out, h, w) for v in (x_out, m_out))
     return x_out, m_out.amax(1, keepdim=True).to(m.dtype)
 
-# %% ../nbs/01_pconv.ipynb #6dd71c20
+# %% ../nbs/01_pconv.ipynb #8443d5bd
 @torch.no_grad()
 def window_sum(
     m: torch.Tensor,            # Mask (B, 1, H, W): 1 = known, 0 = hole; any dtype
@@ -71,7 +72,7 @@ def window_sum(
     padding: int|tuple|str = 0, # Rows and columns of hole added around `m`, px, or 'same' or 'valid'
     dilation: int|tuple = 1     # Distance between the pixels of a window, px
 ) -> torch.Tensor:              # (B, 1, H', W'), fp32 (fp64 for an fp64 mask), whole numbers
-    "Number of known pixels in each window, without a gradient: sum(M) of Liu et al. 2018, section 3.1, for one channel."
+    "Number of known pixels in each window, no gradient: sum(M) of Liu et al. 2018, section 3.1, for one channel."
     (kh, kw), (sh, sw), (dh, dw) = _pair(kernel_size), _pair(stride), _pair(dilation)
     m = m.to(torch.float64 if m.dtype == torch.float64 else torch.float32)
     m = F.pad(m, _pad_sides(padding, (kh, kw), (dh, dw)))
@@ -91,24 +92,25 @@ def window_ratio(
     top = n_win if formula == 'paper' else 1
     return torch.where(m_sum > 0, top/m_sum.clamp(min=1), 0.)
 
-# %% ../nbs/01_pconv.ipynb #0c8b657a
+# %% ../nbs/01_pconv.ipynb #8b027f26
 def _mask_pairs(x, m, in_channels):
     "`m`, one mask or a list of (mask, channels), as a list of pairs, checked against `x`. Raises ValueError."
-    if x.dim() != 4: raise ValueError(f"x must be (B, C, H, W), not {tuple(x.shape)}; a single image needs a batch axis: x[None]")
+    if x.dim() != 4: raise ValueError(f"x must be (B, C, H, W), not {tuple(x.shape)}; give an image a batch axis: x[None]")
     pairs = [(m, in_channels)] if torch.is_tensor(m) else list(m)
     if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
         raise ValueError("m must be one mask or a list of (mask, number of channels) pairs")
     for mi, _ in pairs:
         if mi.dim() != 4 or mi.shape[1] != 1 or mi.shape[0] not in (1, x.shape[0]) or mi.shape[2:] != x.shape[2:]:
-            raise ValueError(f"a mask for x {tuple(x.shape)} must be {(x.shape[0], 1, *x.shape[2:])}, not {tuple(mi.shape)}")
-    if not sum(n for _, n in pairs) == x.shape[1] == in_channels:
-        raise ValueError(f"the layer takes {in_channels} channels, x has {x.shape[1]}, its masks stand for {sum(n for _, n in pairs)}")
+            raise ValueError(f"a mask for x {tuple(x.shape)} must be {(len(x), 1, *x.shape[2:])}, not {tuple(mi.shape)}")
+    total = sum(n for _, n in pairs)
+    if not total == x.shape[1] == in_channels:
+        raise ValueError(f"the layer takes {in_channels} channels, x has {x.shape[1]}, its masks stand for {total}")
     return pairs
 
-# %% ../nbs/01_pconv.ipynb #b50ecf57
+# %% ../nbs/01_pconv.ipynb #16217196
 def partial_conv2d(
     x: torch.Tensor,                # Features (B, C, H, W); anything may stand in holes, NaN and inf included
-    m,                              # Mask (B, 1, H, W) or (1, 1, H, W), 1 = known; or a list of (mask, channels) in channel order
+    m,                              # Mask (B, 1, H, W) or (1, 1, H, W), 1 = known; or a list of (mask, channels)
     weight: torch.Tensor,           # (C_out, C/groups, k_h, k_w)
     bias: torch.Tensor|None = None, # (C_out,)
     stride: int|tuple = 1,          # px
@@ -116,10 +118,10 @@ def partial_conv2d(
     dilation: int|tuple = 1,        # px
     groups: int = 1,                # As in F.conv2d; more than one needs a single mask
     formula: str = 'paper'          # 'paper' or 'v1', see `window_ratio`
-) -> tuple:                         # `x_out` (B, C_out, H', W') and `m_out` (B, 1, H', W'), the latter in the mask's dtype
-    "Partial convolution (Liu et al. 2018, equations 1 and 2). Raises ValueError for shapes that don't fit; values: `check_mask`."
+) -> tuple:                         # `x_out` (B, C_out, H', W') and `m_out` (B, 1, H', W') in the mask's dtype
+    "Partial convolution (Liu et al. 2018, equations 1 and 2). Raises ValueError if shapes don't fit; values: `check_mask`."
     pairs = _mask_pairs(x, m, weight.shape[1]*groups)
-    if groups > 1 and len(pairs) > 1: raise ValueError("groups > 1 takes one mask; several would give each group holes of its own")
+    if groups > 1 and len(pairs) > 1: raise ValueError("groups > 1 takes one mask; with several, holes differ by group")
     parts = [xi.masked_fill(mi == 0, 0) for xi, (mi, n) in zip(x.split([n for _, n in pairs], 1), pairs)]
     y = F.conv2d(torch.cat(parts, 1) if len(parts) > 1 else parts[0], weight, None, stride, padding, dilation, groups)
     m_sum = sum(n//groups*window_sum(mi, weight.shape[2:], stride, padding, dilation) for mi, n in pairs)
@@ -128,9 +130,9 @@ def partial_conv2d(
     if bias is not None: y = y + bias.to(y.dtype)[:, None, None]*known
     return y, known.to(pairs[0][0].dtype)
 
-# %% ../nbs/01_pconv.ipynb #6d80e701
+# %% ../nbs/01_pconv.ipynb #41b7ac2d
 class PartialConv2d(nn.Conv2d):
-    "A convolution over the known pixels, which also says what is known after it. Raises ValueError as `partial_conv2d` does."
+    "A convolution over the known pixels, which also says what is known after it. Errors: see `partial_conv2d`."
     def __init__(self,
         in_channels: int,            # Channels of `x`
         out_channels: int,           # Channels of `x_out`
@@ -143,23 +145,26 @@ class PartialConv2d(nn.Conv2d):
         padding_mode: str = 'zeros', # Nothing else: padding is hole
         device=None, dtype=None,     # As in nn.Conv2d
         *, formula: str = 'paper'):  # 'paper' or 'v1', see `window_ratio`
-        if padding_mode != 'zeros': raise ValueError(f"padding_mode {padding_mode!r} is not possible: padding is hole; leave it at 'zeros'")
+        if padding_mode != 'zeros': raise ValueError(f"padding_mode is {padding_mode!r}, but padding is hole; leave it 'zeros'")
         if formula not in FORMULAS: raise ValueError(f"formula {formula!r} is unknown; use one of {FORMULAS}")
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         device=device, dtype=dtype)
         self.formula = formula
 
     def forward(self, x, m):
         "x (B, C, H, W) and its mask (or list of (mask, channels)) -> x_out, m_out: see `partial_conv2d`."
-        return partial_conv2d(x, m, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.formula)
+        return partial_conv2d(x, m, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+                              self.formula)
 
     def extra_repr(self): return f"{super().extra_repr()}, formula={self.formula!r}"
 
-# %% ../nbs/01_pconv.ipynb #2995ccd4
+# %% ../nbs/01_pconv.ipynb #a792451c
 def check_mask(
     m: torch.Tensor # A batch of masks, any dtype
 ) -> torch.Tensor:  # `m`, unchanged
-    "Raises ValueError unless `m` is (B, 1, H, W) and all 0 (hole) or 1 (known). Reads every value: call it at the door, not per layer."
+    "Raises ValueError unless `m` is (B, 1, H, W) and all 0 (hole) or 1 (known). Reads every value: not for each layer."
     if m.dim() != 4 or m.shape[1] != 1: raise ValueError(f"a mask must be (B, 1, H, W), not {tuple(m.shape)}")
     bad = m[(m != 0) & (m != 1)]
-    if len(bad): raise ValueError(f"a mask holds only 0 (hole) and 1 (known); {len(bad)} values differ, such as {bad[0].item():g}: threshold it")
+    if len(bad):
+        raise ValueError(f"a mask holds 0 (hole) and 1 (known); {len(bad)} differ, such as {bad[0].item():g}: threshold it")
     return m
