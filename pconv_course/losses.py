@@ -9,18 +9,19 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'PAPER_WEIGHTS', 'PIXEL_WEIGHTS', 'F
            'loss_perceptual', 'gram', 'loss_style', 'check_weights', 'feature_terms', 'loss_terms', 'InpaintLoss',
            'term_gradients']
 
-# %% ../nbs/06_losses.ipynb #ec96e88b
+# %% ../nbs/06_losses.ipynb #7ca2e7c3
 import math
 import re
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from .core import InputError, compose
 
-# %% ../nbs/06_losses.ipynb #53d24426
+# %% ../nbs/06_losses.ipynb #df900878
 def masked_mean(d, where, per='image'):
     """Mean over the images of the sum of `d` (B,C,H,W) where `where` (B,1,H,W) is 1, divided by C*H*W or C times that area.
 
@@ -31,6 +32,7 @@ def masked_mean(d, where, per='image'):
     else: raise InputError(f"per={per!r} is unknown; use 'image' (the paper) or 'hole' (the area that a term looks at)")
     return (total/n).mean()
 
+# %% ../nbs/06_losses.ipynb #eb98f950
 def check_shapes(out, gt, m):
     "Raise `InputError` unless `out` and `gt` are (B,C,H,W) alike and `m` is (B,1,H,W): broadcasting would hide a mistake."
     if out.ndim != 4 or out.shape != gt.shape:
@@ -39,7 +41,7 @@ def check_shapes(out, gt, m):
     if tuple(m.shape) != want:
         raise InputError(f"mask {tuple(m.shape)} must be {want}; give one channel per image, 1 = known, 0 = hole")
 
-# %% ../nbs/06_losses.ipynb #c4671f47
+# %% ../nbs/06_losses.ipynb #40a7d352
 def loss_valid(
     out, # the network's image (B,3,H,W)
     gt, # the true image (B,3,H,W), in [0,1]
@@ -50,6 +52,7 @@ def loss_valid(
     check_shapes(out, gt, m)
     return masked_mean((out - gt).abs(), m, per)
 
+# %% ../nbs/06_losses.ipynb #0598b21e
 def loss_hole(
     out, # the network's image (B,3,H,W)
     gt, # the true image (B,3,H,W), in [0,1]
@@ -118,7 +121,7 @@ def random_filters(c_out, c_in, smooth, generator):
     w = w*w[0, 0].numel() - w.sum((2, 3), keepdim=True)
     return w/w.square().sum((1, 2, 3), keepdim=True).sqrt()
 
-# %% ../nbs/06_losses.ipynb #265f2312
+# %% ../nbs/06_losses.ipynb #9855dc48
 def random_features(
     seed=0, # another seed, other filters
     width=16, # channels of the first map; the next two have 2 and 4 times as many
@@ -127,22 +130,19 @@ def random_features(
     g, blocks, c_in = torch.Generator().manual_seed(seed), [], 3
     for c in (width, 2*width, 4*width):
         w = 2*random_filters(c, c_in, c_in == 3, g).float()
-        conv = nn.Conv2d(c_in, c, w.shape[-1], padding='same', padding_mode='reflect', bias=False)
-        conv.weight.data = w
+        conv = nn.Conv2d(c_in, c, w.shape[-1], padding='same', padding_mode='reflect', bias=False, device='meta')
+        conv.weight = nn.Parameter(w)
         blocks.append(nn.Sequential(conv, nn.ReLU(inplace=True), nn.AvgPool2d(2)))
         c_in = c
     return FeatureNet(blocks)
 
-# %% ../nbs/06_losses.ipynb #47bbdf03
+# %% ../nbs/06_losses.ipynb #066fef13
 def read_state(path):
     "Names and tensors of a .safetensors or PyTorch file (tensors only, no code is unpickled). Raises `InputError`."
     path = Path(path).expanduser()
     if not path.is_file(): raise InputError(f"{path}: no such file; give the state dict of a VGG-16 or VGG-19 (.pth or .safetensors)")
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            state = load_file(path)
-        else: state = torch.load(path, map_location='cpu', weights_only=True)
+        state = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         raise InputError(f"{path}: not a readable state dict ({type(e).__name__}); make one with torch.save(net.state_dict(), file)") from e
     state = state.get('state_dict', state) if isinstance(state, dict) else {}
@@ -159,13 +159,13 @@ def conv_stack(state):
         raise InputError("not a plain VGG (convolutions with a bias, each feeding the next, no batch norm); use vgg16 or vgg19")
     return convs
 
-# %% ../nbs/06_losses.ipynb #daec1f75
+# %% ../nbs/06_losses.ipynb #dd55d268
 def vgg_block(convs, padding_mode='zeros', pool=True):
     "Convolutions of the given (weight, bias), each followed by ReLU, then a 2x2 max pool if `pool`."
     layers = []
     for w, b in convs:
-        conv = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2], padding='same', padding_mode=padding_mode)
-        conv.weight.data, conv.bias.data = w.float(), b.float()
+        conv = nn.Conv2d(w.shape[1], w.shape[0], w.shape[2], padding='same', padding_mode=padding_mode, device='meta')
+        conv.weight, conv.bias = nn.Parameter(w.float()), nn.Parameter(b.float())
         layers += [conv, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, *[nn.MaxPool2d(2)]*pool)
 
@@ -186,7 +186,7 @@ def vgg_features(
     blocks[0].insert(0, vgg_block(convs[:1], pool=False)[0])
     return FeatureNet(blocks, mean=(0., 0., 0.), std=(1., 1., 1.))
 
-# %% ../nbs/06_losses.ipynb #134993e2
+# %% ../nbs/06_losses.ipynb #9fc7e209
 def vgg16_features(
     weights=None, # None: torchvision's ImageNet weights, downloaded once (528 MB); or a state-dict file of torchvision's vgg16
 ):
@@ -196,10 +196,11 @@ def vgg16_features(
     url = VGG16_Weights.IMAGENET1K_V1.url
     try: state = torch.hub.load_state_dict_from_url(url, map_location='cpu', check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as e:
-        raise InputError(f"cannot download the VGG-16 weights ({e}); fetch {url} where there is a network and give the file's path "
+        raise InputError(f"cannot download the VGG-16 weights ({getattr(e, 'reason', e)}); fetch {url} where there is a network and give the file's path "
                          "in place of 'vgg16', or use 'random'") from e
     return vgg_features(state, third=(3,))
 
+# %% ../nbs/06_losses.ipynb #29b42369
 def vgg19_features(
     path, # state-dict file of a VGG-19, whole or up to conv3_1
 ):
@@ -305,7 +306,7 @@ class InpaintLoss(nn.Module):
         self.last = {k: v.detach() for k, v in dict(terms, total=total).items()}
         return total
 
-# %% ../nbs/06_losses.ipynb #f34c63c7
+# %% ../nbs/06_losses.ipynb #0906c6f8
 def term_gradients(
     loss, # an `InpaintLoss`
     out, # the network's image (B,3,H,W)
@@ -314,5 +315,5 @@ def term_gradients(
 ):
     "{term: its weight times d term / d out, (B,3,H,W)}: what each term of positive weight asks of each pixel."
     out = out.detach().clone().requires_grad_()
-    terms = loss_terms(out, gt, m, loss.features if loss.use_features else None, loss.per)
+    terms = loss_terms(out, gt, m, loss.features.to(out.device) if loss.use_features else None, loss.per)
     return {k: torch.autograd.grad(w*terms[k], out, retain_graph=True)[0] for k, w in loss.weights.items() if w}
