@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['paper_adam', 'mask_generator', 'masked_batch', 'MaskCallback', 'clamped_comp', 'psnr', 'ssim', 'hole_l1_error',
            'term_names', 'LossTerm', 'loss_terms', 'LossTerms', 'fit_log', 'DevicePrecision', 'EncoderBNFreeze',
-           'inpaint_batch', 'PConvLearner', 'pconv_learner']
+           'inpaint_batch', 'PConvLearner', 'check_sizes', 'pconv_learner', 'NoFaces']
 
-# %% ../nbs/07_learner.ipynb #d1ae7117
+# %% ../nbs/07_learner.ipynb #f68f26b5
 import warnings
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import LRFinder
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric, Recorder
 from fastai.optimizer import Adam
 from fastai.torch_core import find_bs, get_model, rank_distrib
+from fastcore.basics import patch
 from torch.amp import GradScaler, autocast
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -47,7 +48,7 @@ def masked_batch(
     m = m.to(gt.dtype)
     return (torch.where(m > 0.5, gt, 0.), m), (gt, m)
 
-# %% ../nbs/07_learner.ipynb #15205bdf
+# %% ../nbs/07_learner.ipynb #51c861a5
 class MaskCallback(Callback):
     """Gives every batch of faces its holes: `(gt,)` becomes xb = (inp, m), yb = (gt, m), on the batch's device.
 
@@ -63,27 +64,20 @@ class MaskCallback(Callback):
         self.bank, self.valid_bank = bank, bank if valid_bank is None else valid_bank
         self.seed, self.first_epoch, self.begun, self.seen = seed, first_epoch, 0, 0
 
-    def before_batch(self):
-        b = (*self.xb, *self.yb)
-        if len(self.xb) > 1 or len(b) > 2: return
-        gt, m = b if len(b) == 2 else (b[0], self.draw(len(b[0]), b[0].device))
-        self.learn.xb, self.learn.yb = masked_batch(gt, m)
-
-# %% ../nbs/07_learner.ipynb #85ce2db4
-from fastcore.basics import patch
-
-# %% ../nbs/07_learner.ipynb #ffc7e169
+# %% ../nbs/07_learner.ipynb #52e28809
 @patch
 def train_masks(self: MaskCallback, n, epoch, iteration, device='cpu'):
     "The `n` masks (n,1,H,W) of one training step: a function of seed, epoch, iteration and, with several GPUs, the rank."
     return self.bank.sample(n, mask_generator(self.seed, 0, epoch, iteration, rank_distrib()), device)
 
+# %% ../nbs/07_learner.ipynb #ca2cd87b
 @patch
 def valid_masks(self: MaskCallback, n, start=0, device='cpu'):
     "The masks (n,1,H,W) of validation images `start` to `start+n`: one for each position, whatever the batch size."
     draw = lambda i: self.valid_bank.sample(1, mask_generator(self.seed, 1, i, rank_distrib()), device)
     return torch.cat([draw(i) for i in range(start, start + n)])
 
+# %% ../nbs/07_learner.ipynb #c41b539d
 @patch
 def draw(self: MaskCallback, n, device):
     "The masks of the batch at hand: by epoch and iteration in training, by position in validation."
@@ -91,7 +85,17 @@ def draw(self: MaskCallback, n, device):
     self.seen += n
     return self.valid_masks(n, self.seen - n, device)
 
-# %% ../nbs/07_learner.ipynb #ee0ffb0f
+@patch
+def before_batch(self: MaskCallback):
+    b = (*self.xb, *self.yb)
+    if len(self.xb) > 1 or len(b) > 2: return
+    gt, m = b if len(b) == 2 else (b[0], self.draw(len(b[0]), b[0].device))
+    self.learn.xb, self.learn.yb = masked_batch(gt, m)
+
+@patch
+def before_validate(self: MaskCallback): self.seen = 0
+
+# %% ../nbs/07_learner.ipynb #7f739fe7
 @patch
 def before_fit(self: MaskCallback): self.begun = 0
 
@@ -101,24 +105,23 @@ def before_train(self: MaskCallback):
     self.begun = self.epoch + 1
     if hasattr(self.dl, 'set_epoch'): self.dl.set_epoch(self.first_epoch + self.epoch)
 
-@patch
-def before_validate(self: MaskCallback): self.seen = 0
-
+# %% ../nbs/07_learner.ipynb #fdd185c3
 @patch
 def after_fit(self: MaskCallback):
     "The next fit goes on where this one stopped, cancelled or not; a run of `lr_find` does not count."
     if not any(isinstance(cb, LRFinder) for cb in self.learn.cbs): self.first_epoch += self.begun
     self.begun = 0
 
-# %% ../nbs/07_learner.ipynb #8d2c4870
+# %% ../nbs/07_learner.ipynb #a9c3a3d2
 def clamped_comp(out, gt, m):
     "I_comp (B,3,H,W) with the network's values clamped to [0,1], the picture that would be saved."
     return compose(gt, out.clamp(0, 1), m)
 
 def psnr(out, gt, m):
-    "Peak signal to noise ratio of comp in dB, mean over the images; larger is better."
+    "Peak signal to noise ratio of comp in dB, mean over the images; larger is better, inf for a perfect one."
     return peak_signal_noise_ratio(clamped_comp(out, gt, m), gt, data_range=1., dim=(1, 2, 3))
 
+# %% ../nbs/07_learner.ipynb #189cf801
 def ssim(out, gt, m):
     "Structural similarity of comp (11x11 Gaussian window), mean over the images; 1 is best."
     return structural_similarity_index_measure(clamped_comp(out, gt, m), gt, data_range=1.)
@@ -129,11 +132,12 @@ def hole_l1_error(out, gt, m):
     error = ((clamped_comp(out, gt, m) - gt).abs()*hole).sum((1, 2, 3))
     return (error/(gt.shape[1]*hole.sum((1, 2, 3))).clamp(min=1)).mean()
 
-# %% ../nbs/07_learner.ipynb #884484e0
+# %% ../nbs/07_learner.ipynb #f5e2988a
 def term_names(loss):
     "`{term: name}` of the terms of `loss` that have a weight, such as {'hole': '6*loss_hole'}; {} for a loss without terms."
     return {k: f'{w:g}*loss_{k}' for k, w in getattr(loss, 'weights', {}).items() if w}
 
+# %% ../nbs/07_learner.ipynb #c6c11798
 class LossTerm(Metric):
     "One weighted term of an `InpaintLoss`, mean over the images; its name shows its weight, as in `6*loss_hole`."
     def __init__(self,
@@ -159,7 +163,7 @@ def loss_terms(loss):
     "A `LossTerm` for every term of `loss` that has a weight."
     return [LossTerm(loss, k) for k in term_names(loss)]
 
-# %% ../nbs/07_learner.ipynb #d4a7fe13
+# %% ../nbs/07_learner.ipynb #3fcb01ff
 class LossTerms(Callback):
     """The weighted terms of the loss in training: `steps`, a tensor (n_steps, n_terms), its columns `names`, and
     `epochs`, {epoch: {name: mean over the steps}}. Reset when a fit begins to train, kept by `validate`."""
@@ -170,12 +174,17 @@ class LossTerms(Callback):
         if self.fresh: self.terms, self.steps, self.epochs, self.fresh = term_names(self.loss_func), None, {}, False
         self.names, self.rows = list(self.terms.values()), []
 
-    def after_batch(self):
-        if self.terms and len(self.yb):
-            self.rows.append(torch.stack([self.loss_func.weights[k]*self.loss_func.last[k] for k in self.terms]))
+# %% ../nbs/07_learner.ipynb #1f61bae0
+@patch
+def after_loss(self: LossTerms):
+    "Note the weighted terms of this step, still on the device."
+    if self.terms and len(self.yb):
+        self.rows.append(torch.stack([self.loss_func.weights[k]*self.loss_func.last[k] for k in self.terms]))
 
-    def after_train(self):
-        if not self.rows: return
+@patch
+def after_train(self: LossTerms):
+    "Bring the epoch's rows to the CPU, keep them and their mean."
+    if self.rows:
         rows = torch.stack(self.rows).float().cpu()
         self.steps = rows if self.steps is None else torch.cat([self.steps, rows])
         self.epochs[self.epoch] = dict(zip(self.names, rows.mean(0).tolist()))
@@ -193,7 +202,7 @@ def fit_log(
 # %% ../nbs/07_learner.ipynb #6c059aec
 paper_adam = partial(Adam, mom=0.9, sqr_mom=0.999, eps=1e-8, wd=0.)
 
-# %% ../nbs/07_learner.ipynb #687b3f29
+# %% ../nbs/07_learner.ipynb #60db6cdd
 class DevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on the device where the model is, CPU included, and left on cancel too."
     name, inside = 'mixed_precision', False
@@ -206,16 +215,23 @@ class DevicePrecision(MixedPrecision):
         self.autocast = autocast(device, dtype=torch.float16 if half else torch.bfloat16)
         self.learn.scaler = GradScaler(device, **self.kwargs)
 
-    def before_batch(self): super().before_batch(); self.inside = True
     def after_loss(self): self.leave()
     def after_cancel_batch(self): self.leave()
+    after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = after_cancel_batch
 
-    def leave(self):
-        "Close autocast if it is open."
-        if self.inside: super().after_loss()
-        self.inside = False
+# %% ../nbs/07_learner.ipynb #dd3aa71b
+@patch
+def before_batch(self: DevicePrecision):
+    MixedPrecision.before_batch(self)
+    self.inside = True
 
-# %% ../nbs/07_learner.ipynb #a3a292ef
+@patch
+def leave(self: DevicePrecision):
+    "Close autocast if it is open."
+    if self.inside: MixedPrecision.after_loss(self)
+    self.inside = False
+
+# %% ../nbs/07_learner.ipynb #15aeef47
 class EncoderBNFreeze(Callback):
     """Freezes the encoder's batch norm, statistics and parameters, for one fit (section 4.2, second phase).
 
@@ -232,9 +248,11 @@ class EncoderBNFreeze(Callback):
         if self.was is not None: get_model(self.model).freeze_encoder_bn(self.was)
         self.was = None
 
-    def __setattr__(self, name, value):
-        if name == 'learn' and value is None: self.after_fit()
-        super().__setattr__(name, value)
+# %% ../nbs/07_learner.ipynb #e2d02807
+@patch
+def __setattr__(self: EncoderBNFreeze, name, value):
+    if name == 'learn' and value is None: self.after_fit()
+    Callback.__setattr__(self, name, value)
 
 # %% ../nbs/07_learner.ipynb #4df32d5e
 @torch.no_grad()
@@ -250,7 +268,7 @@ def inpaint_batch(
     finally: model.train(was)
     return out, clamped_comp(out, gt, m)
 
-# %% ../nbs/07_learner.ipynb #cddb4614
+# %% ../nbs/07_learner.ipynb #28649892
 class PConvLearner(Learner):
     "A `Learner` that shows strips, predicts with a given mask, and has mixed precision on every device. Its loop is fastai's."
     def show_batch(self, ds_idx=0, max_n=4, size=1.2, **kwargs):
@@ -260,18 +278,21 @@ class PConvLearner(Learner):
         pairs = [o for pair in zip(gt, paint_hole(gt, m)) for o in pair]
         return show_images(pairs, ['gt', 'inp']*len(gt), size=size, **kwargs)
 
-    def show_results(self, ds_idx=1, dl=None, max_n=4, size=1.5, **kwargs):
-        "Figure of strips gt | inp | out | comp of the first `max_n` images of a DataLoader."
-        b = (self.dls[ds_idx] if dl is None else dl).one_batch()
-        with self.no_bar(): out, (gt, m) = self.get_preds(dl=[tuple(o[:max_n] for o in b)])
-        return show_strip(gt, m, out, size=size, **kwargs)
+# %% ../nbs/07_learner.ipynb #1df8703c
+@patch
+def show_results(self: PConvLearner, ds_idx=1, dl=None, max_n=4, size=1.5, **kwargs):
+    "Figure of strips gt | inp | out | comp of the first `max_n` images of a DataLoader."
+    b = (self.dls[ds_idx] if dl is None else dl).one_batch()
+    with self.no_bar(): out, (gt, m) = self.get_preds(dl=[tuple(o[:max_n] for o in b)])
+    return show_strip(gt, m, out, size=size, **kwargs)
 
-    def predict(self, item):
-        "comp (3,H,W) for `item` = (gt (3,H,W), m (1,H,W)); values of gt under the hole don't matter."
-        gt, m = item
-        return inpaint_batch(self.model, gt[None], m[None])[1][0]
+@patch
+def predict(self: PConvLearner, item):
+    "comp (3,H,W) for `item` = (gt (3,H,W), m (1,H,W)); values of gt under the hole don't matter."
+    gt, m = item
+    return inpaint_batch(self.model, gt[None], m[None])[1][0]
 
-# %% ../nbs/07_learner.ipynb #463b2d59
+# %% ../nbs/07_learner.ipynb #eea3f39f
 @patch
 def to_fp16(self: PConvLearner, **kwargs):
     "float16 mixed precision on the model's device; `kwargs` for the `GradScaler`."
@@ -282,13 +303,24 @@ def to_bf16(self: PConvLearner):
     "bfloat16 mixed precision on the model's device."
     return self.to_fp32().add_cb(DevicePrecision(AMPMode.BF16))
 
+# %% ../nbs/07_learner.ipynb #930bdd43
 @patch
 def to_channelslast(self: PConvLearner, use_amp=True, amp_mode=AMPMode.FP16, **kwargs):
     "channels_last memory format, with mixed precision unless `use_amp=False`; `to_contiguous` undoes it."
     if not hasattr(self, 'channels_last'): self.add_cb(ChannelsLast())
     return self.to_fp32().add_cb(DevicePrecision(amp_mode, **kwargs)) if use_amp else self
 
-# %% ../nbs/07_learner.ipynb #c51769e8
+# %% ../nbs/07_learner.ipynb #b6232928
+def check_sizes(
+    dls,  # DataLoaders with batches (gt,), gt (B,3,H,W)
+    *banks,  # MaskBanks, or None
+):
+    "Raise `InputError` if the masks of a bank are not of the size of the faces."
+    size = tuple(dls.train.one_batch()[0].shape[-2:])
+    for shape in {tuple(getattr(b, 'shape', size)) for b in banks if b is not None} - {size}:
+        raise InputError(f"masks of {shape[0]}x{shape[1]} px don't fit faces of {size[0]}x{size[1]} px; make the bank with the faces' size")
+
+# %% ../nbs/07_learner.ipynb #d3a51d70
 def pconv_learner(
     dls,  # DataLoaders with batches (gt,), gt (B,3,H,W) in [0,1], such as `face_dls` gives
     bank,  # a `MaskBank` of the faces' size
@@ -303,8 +335,24 @@ def pconv_learner(
     **kwargs,  # for `Learner`: path, model_dir, splitter, wd, train_bn, moms
 ) -> PConvLearner:
     "A fastai Learner for inpainting: masks drawn on the batch's device, every loss term logged, the paper's optimiser."
+    check_sizes(dls, bank, valid_bank)
     loss = InpaintLoss.pixels() if loss is None else loss
     if metrics is None: metrics = [*loss_terms(loss), psnr, ssim, hole_l1_error]
     own = [MaskCallback(bank, valid_bank, seed), LossTerms()]
     return PConvLearner(dls, PConvUNet() if model is None else model, loss, opt_func=opt_func, lr=lr,
                         metrics=metrics, cbs=[*own, *(cbs or [])], **kwargs)
+
+# %% ../nbs/07_learner.ipynb #6add3459
+class NoFaces:
+    "The empty dataset that stands in for the faces in an exported learner."
+    def __len__(self): return 0
+    def __getitem__(self, i): raise IndexError(i)
+    def new_empty(self): return self
+
+@patch
+def export(self: PConvLearner, fname='export.pkl', **kwargs):
+    "Pickle the learner without its faces to `path/fname`. For yourself only: `load_learner` runs whatever a file says."
+    dls = self.dls
+    self.dls = DataLoaders(*[dl.new(NoFaces()) for dl in dls.loaders], path=dls.path, device=dls.device)
+    try: Learner.export(self, fname, **kwargs)
+    finally: self.dls = dls
