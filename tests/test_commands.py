@@ -1,0 +1,130 @@
+"""The commands as a shell sees them: help, exit codes, one line of error, nothing heavy before it is needed."""
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+from fastcore.script import anno_parser
+
+from pconv_course import commands
+from pconv_course.commands import UsageError, check_number, clean_exit, exit_code, one_line
+from pconv_course.core import InputError
+
+NAMES = ("pconv_data", "pconv_train", "pconv_demo")
+LAUNCH = "import sys\nfrom pconv_course.commands import {0}\nif __name__ == '__main__': sys.exit({0}())\n"
+
+
+@pytest.fixture
+def shell(tmp_path):
+    "A function that runs a command as the script does that pip installs: (exit code, stdout, stderr)."
+    def run(name, *args, timeout=120, **env):
+        script = tmp_path/name
+        script.write_text(LAUNCH.format(name))
+        r = subprocess.run([sys.executable, str(script), *map(str, args)], cwd=tmp_path, capture_output=True, text=True,
+                           timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+        return r.returncode, r.stdout, r.stderr
+    return run
+
+
+def test_console_scripts_point_here():
+    "The installed names are those of this module."
+    found = {e.name: e.value for e in entry_points(group="console_scripts") if e.name in NAMES}
+    assert found == {n: f"pconv_course.commands:{n}" for n in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help(shell, name):
+    "Every option has a help text; help is 0 and needs no heavy import."
+    code, out, err = shell(name, "--help")
+    assert (code, err) == (0, "")
+    for action in anno_parser(getattr(commands, name).__wrapped__)._actions:
+        if action.help != "==SUPPRESS==": assert action.help and (action.option_strings or [action.dest])[0] in out
+    heavy = f"import sys; from pconv_course.commands import {name}; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name,args", [("pconv_data", ["prepare", "a", "b", "--size", "big"]), ("pconv_data", []),
+                                       ("pconv_train", ["--minutes", "soon"]), ("pconv_demo", ["--colour", "red"])])
+def test_argparse_errors_look_like_ours(shell, name, args):
+    code, out, err = shell(name, *args)
+    assert (code, out) == (2, "") and "Traceback" not in err
+    assert [o for o in err.splitlines() if "error:" in o] == err.splitlines()[-1:] and err.splitlines()[-1].startswith(f"{name}: error: ")
+
+
+@pytest.mark.parametrize("name,args", [("pconv_data", ["prepare", "a", "b", "--size", "0"]), ("pconv_data", ["prepare", "a", "b", "--workers", "-1"]),
+                                       ("pconv_train", ["--minutes", "nan"]), ("pconv_train", ["--seed", "-1"]),
+                                       ("pconv_demo", ["--minutes", "-1"]), ("pconv_demo", ["--minutes", "inf"])])
+def test_bad_numbers_are_refused_at_once(shell, name, args):
+    "One line, before torch is imported: well under the seconds that takes."
+    began = time.monotonic()
+    code, out, err = shell(name, *args)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"{name}: error: --") and "give" in err
+    assert time.monotonic() - began < 20
+
+
+def test_one_line_and_code():
+    cases = [(InputError("a\n b"), "b", 2), (UsageError("no"), "no", 2), (KeyboardInterrupt(), "stopped", 130),
+             (FileNotFoundError(2, "No such file", "x"), "x: No such file; check the path, its permissions and the free space", 2),
+             (KeyboardInterrupt("saved; go on"), "saved; go on", 130), (ZeroDivisionError(), "ZeroDivisionError", 1),
+             (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "out of memory; take a smaller --size or --bs, or a machine with more memory", 2),
+             (RuntimeError("Caught\nTraceback\npconv_course.core.InputError: a.jpg is cut; replace it\n"), "a.jpg is cut; replace it", 1)]
+    assert [(one_line(e), exit_code(e)) for e, _, _ in cases] == [(line, code) for _, line, code in cases]
+
+
+def test_check_number():
+    assert [check_number("n", v, 0, 2) for v in (None, 0, 2)] == [None, 0, 2]
+    for v in (-1, 3, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="^--n is .*; give 0 to 2 px$"): check_number("n", v, 0, 2, "px")
+
+
+def test_clean_exit_lets_success_through_and_debug_shows_all(capsys, monkeypatch):
+    with clean_exit("x"): pass
+    with pytest.raises(SystemExit) as e, clean_exit("x"): sys.exit(0)
+    assert e.value.code == 0 and capsys.readouterr().err == ""
+    monkeypatch.setenv("PCONV_DEBUG", "1")
+    with pytest.raises(InputError), clean_exit("x"): raise InputError("no")
+
+
+def test_unforeseen_fault_is_ours(capsys):
+    with pytest.raises(SystemExit) as e, clean_exit("x"): raise ValueError("shapes (3,) and (4,)")
+    err = capsys.readouterr().err
+    assert e.value.code == 1 and err.count("\n") == 1 and "shapes (3,) and (4,)" in err and "PCONV_DEBUG=1" in err
+
+
+def test_only_our_warnings_are_shown(capsys):
+    import warnings
+    from pconv_course.masks import MaskWarning
+    with clean_exit("x"):
+        warnings.warn("for programmers", FutureWarning)
+        warnings.warn("for programmers too")
+        warnings.warn("the hole covers\n most", MaskWarning)
+    assert capsys.readouterr().err == "x: note: most\n"
+
+
+def test_commands_return_nothing(monkeypatch):
+    "sys.exit(result) would turn a result into an error: the functions must return None."
+    import pconv_course.data
+    monkeypatch.setattr(pconv_course.data, "prepare", lambda *a, **k: dict(count=1))
+    assert commands.pconv_data("prepare", "a", "b") is None
+    monkeypatch.setattr("pconv_course.train.train", lambda *a, **k: dict(images=1, minutes=1.))
+    assert commands.pconv_train(out="x") is None
+    monkeypatch.setattr("pconv_course.demo.demo", lambda *a, **k: dict(cases={}, total_minutes=1.))
+    monkeypatch.setattr("pconv_course.demo.text_table", lambda c: "")
+    assert commands.pconv_demo(out="x") is None
+
+
+def test_options_reach_train(monkeypatch):
+    seen = {}
+    def fake(recipe, data, out, minutes, resume, **kwargs):
+        seen.update(recipe=recipe, data=data, out=out, minutes=minutes, resume=resume, **kwargs)
+        return dict(images=1, minutes=1.)
+    monkeypatch.setattr("pconv_course.train.train", fake)
+    commands.pconv_train("real", "faces.zip", "r", 3., False, "800-898", None, 32, 4, 7, "cpu")
+    r = seen["recipe"]
+    assert (r.size, r.bs, r.seed, r.valid, r.name) == (32, 4, 7, "800-898", "real")
+    assert (seen["data"], seen["out"], seen["minutes"], seen["resume"], seen["device"]) == ("faces.zip", "r", 3., False, "cpu")
+    commands.pconv_train(resume=True, out="r")
+    assert seen["recipe"] is None and seen["resume"]
