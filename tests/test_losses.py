@@ -98,10 +98,10 @@ def test_each_term_pulls_only_where_it_may():
 
 
 def test_gradients_against_finite_differences():
-    out, gt, m = batch(2, 8, 10, dtype=torch.float64)
-    for per in ('image', 'hole'):
-        loss = InpaintLoss(random_features(width=2).double(), per=per)
-        assert torch.autograd.gradcheck(lambda o: loss(o, gt, m), out.clone().requires_grad_())
+    "With per='hole'; the chapter checks per='image'."
+    out, gt, m = batch(1, 8, 8, dtype=torch.float64)
+    loss = InpaintLoss(random_features(width=2).double(), per='hole')
+    assert torch.autograd.gradcheck(lambda o: loss(o, gt, m), out.requires_grad_())
 
 
 def test_the_ruler_does_not_change():
@@ -247,6 +247,7 @@ def test_files_that_hold_no_vgg(tmp_path):
     bad = dict(empty=b'', text=b'not weights\n', cut=None, code=None, tensor=torch.zeros(3), none={}, bn={**good, 'features.1.running_mean': torch.zeros(64)},
                resnet={'conv1.weight': torch.zeros(64, 3, 7, 7)}, no_bias={k: v for k, v in good.items() if 'bias' not in k},
                gap={k: v for k, v in good.items() if not k.startswith('features.5.')},
+               unchained={**good, 'features.2.weight': torch.zeros(64, 32, 3, 3)},
                big_kernels={k: F.pad(v, (1,)*4) if v.ndim == 4 else v for k, v in good.items()})
     for name, content in bad.items():
         path = tmp_path/f'{name}.pth'
