@@ -142,7 +142,7 @@ def bucket_table(
     return [dict(bucket=f"{lo:g} to {hi:g}") | evaluate(part(gt, i), part(m, i), {k: part(o, i) for k, o in fills.items()})
             for i, (lo, hi) in enumerate(BUCKETS) if (b == i).any()]
 
-# %% ../nbs/16_demo.ipynb #3cd48dd7
+# %% ../nbs/16_demo.ipynb #fc74ab9e
 def picture_grid(
     rows,  # one list of pictures ((3,H,W) in [0,1]) per row
     columns,  # title of each column
@@ -150,14 +150,17 @@ def picture_grid(
     size=1.6,  # inches per picture
 ):
     "Figure: rows of pictures, titles above the columns, a caption under each picture."
-    fig, axs = plt.subplots(len(rows), len(columns), squeeze=False, figsize=(size*len(columns), (size + 0.17)*len(rows) + 0.2))
+    right, bottom = 1.03*len(columns), -1.13*len(rows)
+    fig = plt.figure(figsize=(size*(right + 0.01), size*(0.16 - bottom)))
+    ax = fig.add_axes([0, 0, 1, 1])
     for i, (row, texts) in enumerate(zip(rows, captions)):
-        for ax, img, title, text in zip(axs[i], row, columns, texts):
-            ax.imshow(to_array(img), interpolation="lanczos")
-            ax.set_axis_off()
-            ax.text(0.5, -0.02, text, transform=ax.transAxes, ha="center", va="top", fontsize=8, color="0.3")
-            if i == 0: ax.set_title(title, fontsize=10, pad=4)
-    fig.subplots_adjust(0.005, 0.17/fig.get_figheight(), 0.995, 1 - 0.25/fig.get_figheight(), 0.03, 0.19/size)
+        for j, (img, text) in enumerate(zip(row, texts)):
+            x, y = 1.03*j, -1.13*i
+            ax.imshow(to_array(img), interpolation="lanczos", extent=(x, x + 1, y - 1, y))
+            ax.text(x + 0.5, y - 1.015, text, ha="center", va="top", fontsize=8, color="0.3")
+    for j, title in enumerate(columns): ax.text(1.03*j + 0.5, 0.03, title, ha="center", va="bottom", fontsize=10)
+    ax.set(xlim=(-0.02, right - 0.01), ylim=(bottom, 0.16))
+    ax.set_axis_off()
     plt.close(fig)
     return fig
 
@@ -365,33 +368,34 @@ def fresh_folder(out):
     except OSError as e: raise InputError(f"cannot rename the earlier run {out.name} ({e.strerror}); choose another folder with --out") from e
     return new
 
-# %% ../nbs/16_demo.ipynb #eda16844
+# %% ../nbs/16_demo.ipynb #db9d372d
 def demo(
     out="runs/demo",  # folder for everything; an earlier run there is renamed, see `fresh_folder`
     data="drawn",  # 'drawn', or a folder or zip of faces
-    minutes=4.,  # of training; drawing and judging take some 20 seconds more
+    minutes=4.,  # of training, None: as many epochs as the recipe says; drawing and judging take some 20 seconds more
     seed=0,  # of the network, the faces, their order and the masks
     n_test=64,  # held-out faces to judge on, at most
     recipe=None,  # a `train.Recipe` instead of the preset demo
     progress=None,  # as in `train`; False: silent
+    **kwargs,  # for `train`: device, num_workers, log_every ...
 ) -> dict:  # what metrics.json holds
     "Train, judge, draw, report: see the list of files in the chapter. Raises `InputError`."
     recipe = replace(recipe or PRESETS["demo"], seed=seed)
     gt, began = held_out(recipe, data, n_test), time.monotonic()
     moved, say = fresh_folder(out), (lambda text: None) if progress is False else print
     if moved: say(f"the earlier run was kept as {moved.name}")
-    result = train(recipe, data, out, minutes, progress=progress)
+    result = train(recipe, data, out, minutes, progress=progress, **kwargs)
     say("trying it on held-out faces and writing the report ...")
     model, _ = load_model(out)
     cases, buckets, seen = judge(model, gt, seed)
     record = demo_record(Path(out), recipe, result, model, cases, buckets, len(gt)) | dict(total_minutes=round((time.monotonic() - began)/60, 2))
     write_demo(Path(out), record, case_pictures(gt, seen))
-    return record
+    return read_json(Path(out)/"metrics.json")
 
-# %% ../nbs/16_demo.ipynb #24f2cbf0
+# %% ../nbs/16_demo.ipynb #1f2d48e8
 def demo_record(out, recipe, result, model, cases, buckets, n):
     "What metrics.json holds: cases, buckets, training, model, provenance; no path but the last part of `out`."
-    keys = ("minutes", "images", "images_per_s", "steps", "epochs", "recipe", "data")
+    keys = ("minutes", "budget_minutes", "images", "images_per_s", "steps", "epochs", "recipe", "data")
     return dict(run=out.name, held_out=n, cases=cases, buckets=buckets,
                 metrics={k: dict(what=t, unit=u, better="larger" if up else "smaller") for k, (t, u, up, _) in METRICS.items()},
                 training={k: result[k] for k in keys} | dict(rows=recipe_rows(recipe)),
