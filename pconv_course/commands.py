@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from fastcore.script import call_parse
 
-# %% ../nbs/15_commands.ipynb #fda44f7a
+# %% ../nbs/15_commands.ipynb #27b79ea2
 class UsageError(ValueError):
     "An argument of a command cannot be used. Like `core.InputError`, but known before anything heavy is imported."
 
@@ -24,6 +24,7 @@ def is_memory(e):
     "Did the memory of the machine or of the GPU run out?"
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
 
+# %% ../nbs/15_commands.ipynb #f72ab3f4
 def one_line(e):
     "The message of an exception as one line: no traceback, no type name, no line break."
     if isinstance(e, KeyboardInterrupt) and not str(e): return "stopped"
@@ -43,7 +44,7 @@ def exit_code(e):
     "130 after Ctrl-C, 2 for what the user can mend (input, disk, memory), 1 for a fault of ours."
     return 130 if isinstance(e, KeyboardInterrupt) else 2 if is_input(e) else 1
 
-# %% ../nbs/15_commands.ipynb #77e23c48
+# %% ../nbs/15_commands.ipynb #ef3ae257
 def _note(prog):
     "A `warnings.showwarning` that prints our own warnings as one line and no others."
     def show(message, category, filename, *args, **kwargs):
@@ -51,6 +52,7 @@ def _note(prog):
         if ours: print(f"{prog}: note: {one_line(message)}", file=sys.stderr)
     return show
 
+# %% ../nbs/15_commands.ipynb #14fe3b69
 @contextmanager
 def clean_exit(
     prog,  # name of the command; the line begins with it

@@ -43,12 +43,13 @@ def mean_fill(
     colour = torch.where(m > 0.5, img, 0).sum((2, 3), keepdim=True)/n.clamp(min=1)
     return compose(img, torch.where(n > 0, colour, 0.5).expand_as(img), m)
 
-# %% ../nbs/16_demo.ipynb #05d4ee5c
+# %% ../nbs/16_demo.ipynb #cd04e693
 def _telea(img, m, radius):
     "One image (3,H,W) and mask (1,H,W) through OpenCV, as float (3,H,W)."
     out = cv2.inpaint(to_array(torch.where(m > 0.5, img, 0)), (m[0] < 0.5).byte().cpu().numpy(), radius, cv2.INPAINT_TELEA)
     return torch.from_numpy(out).permute(2, 0, 1).float().div(255)
 
+# %% ../nbs/16_demo.ipynb #078a33b4
 def telea_fill(
     img,  # (B,3,H,W) in [0,1]; what is under the hole doesn't matter
     m,  # masks (B,1,H,W) or (1,1,H,W), 1 = known
@@ -58,13 +59,14 @@ def telea_fill(
     m = m.expand(len(img), *m.shape[1:])
     return compose(img, torch.stack([_telea(i, k, radius) for i, k in zip(img, m)]).to(img), m)
 
-# %% ../nbs/16_demo.ipynb #d85378f2
+# %% ../nbs/16_demo.ipynb #f32d7d1f
 METRICS = dict(  # name: (what it is, unit, is larger better?, digits)
     psnr=("PSNR, picture", "dB", True, 2), psnr_hole=("PSNR, hole", "dB", True, 2),
     l1_hole=("error, hole", "0 to 1", False, 4), ssim=("SSIM, picture", "", True, 4))
 
 def _decibel(mse): return -10*mse.clamp(min=1e-10).log10()
 
+# %% ../nbs/16_demo.ipynb #c610783b
 def score_each(
     gt,  # (B,3,H,W) the truth, in [0,1]
     out,  # (B,3,H,W) any fill; only what it puts into the hole counts, clamped to [0,1]
@@ -78,6 +80,7 @@ def score_each(
     return dict(psnr=_decibel((err**2).mean((1, 2, 3))), psnr_hole=_decibel((err**2).sum((1, 2, 3))/n),
                 l1_hole=err.abs().sum((1, 2, 3))/n, ssim=ssim)
 
+# %% ../nbs/16_demo.ipynb #e1a524e1
 def score(gt, out, m) -> dict:
     "The means of `score_each` over the images, as floats."
     return {k: v.mean().item() for k, v in score_each(gt, out, m).items()}
@@ -191,18 +194,20 @@ def loss_figure(
     plt.close(fig)
     return fig
 
-# %% ../nbs/16_demo.ipynb #a6158783
+# %% ../nbs/16_demo.ipynb #51098bb1
 def png_bytes(fig, dpi=100):
     "The figure as PNG bytes: the same bytes for the same figure."
     buf = io.BytesIO()
     fig.savefig(buf, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buf.getvalue()
 
+# %% ../nbs/16_demo.ipynb #88b336c2
 def html_figure(png, alt, caption):
     "A <figure> with the PNG bytes inside."
     src = base64.b64encode(png).decode()
     return f'<figure><img src="data:image/png;base64,{src}" alt="{html.escape(alt)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
+# %% ../nbs/16_demo.ipynb #fa93e889
 def html_table(header, rows, strong=()):
     "A <table>; cells whose (row, column) is in `strong` are bold."
     cell = lambda o, tag="td": f"<{tag}>{html.escape(str(o))}</{tag}>"
@@ -232,7 +237,7 @@ pre{background:var(--soft);padding:.8rem 1rem;border-radius:8px;overflow-x:auto}
 pre code{padding:0}
 """
 
-# %% ../nbs/16_demo.ipynb #8abe2e1d
+# %% ../nbs/16_demo.ipynb #d6b8e71d
 def result_rows(cases):
     "(header, rows, strong): the table of all cases and methods as texts, and which cells are the best of their case."
     header = ["case", "method", *(f"{t} [{u}]" if u else t for t, u, _, _ in METRICS.values())]
@@ -245,6 +250,7 @@ def result_rows(cases):
                        if s[k] == (max if up else min)(o[k] for o in case["methods"].values())}
     return header, rows, strong
 
+# %% ../nbs/16_demo.ipynb #0d463d37
 def text_table(cases):
     "The same table for a terminal; a star marks the best of each case."
     header, rows, strong = result_rows(cases)
@@ -311,7 +317,7 @@ def trained_sentence(record):
             f"at {t['recipe']['size']} px for {t['minutes']:.1f} minutes; it saw {t['images']:,} pictures, repeats counted, each with another hole. "
             f"Then it was tried on {record['held_out']} faces that it had never seen.")
 
-# %% ../nbs/16_demo.ipynb #f8db9a02
+# %% ../nbs/16_demo.ipynb #84614baa
 NEXT = """<ul>
 <li>On your own faces, a folder or a zip of PNG, JPEG or WebP files: <code>pconv_demo --data FOLDER_OR_ZIP</code></li>
 <li>Longer: <code>pconv_demo --minutes 30</code>. Pictures and numbers still improve.</li>
@@ -322,6 +328,7 @@ READ = ("Every fill keeps the known pixels exactly, so all errors lie in the hol
         "a plausible face with another nose is punished, a blur is forgiven. SSIM asks for structure. A ± is twice the standard error of the "
         "mean difference over the same pictures. Look at the pictures too.")
 
+# %% ../nbs/16_demo.ipynb #64da329b
 def case_section(case, row, png):
     "The part of the page about one case."
     _, alt, n = PICTURES[case]
@@ -329,7 +336,7 @@ def case_section(case, row, png):
     text = f"<p>{html.escape(row['verdict'][0].upper() + row['verdict'][1:])} ({row['n']} faces, hole {row['hole_ratio']:.0%} on average).</p>"
     return f"<h2>{html.escape(row['title'])}</h2>{text}{html_figure(png, alt, caption)}"
 
-# %% ../nbs/16_demo.ipynb #917923e1
+# %% ../nbs/16_demo.ipynb #cebd3abb
 def bucket_section(rows):
     "The part of the page about hole ratios."
     header = ["hole ratio", "faces", *(f"{METHODS[k]}, dB" for k in rows[0]["methods"])]
@@ -337,6 +344,7 @@ def bucket_section(rows):
     best = {(i, max(range(2, len(header)), key=lambda j: float(c[j]))) for i, c in enumerate(cells)}
     return f"<p class=dim>Free-form strokes by hole ratio, PSNR of the whole picture:</p>{html_table(header, cells, best)}"
 
+# %% ../nbs/16_demo.ipynb #3bb43aa9
 def details_section(record):
     "The folded part: recipe and provenance."
     flat = {k: v for k, v in record["provenance"].items() if not isinstance(v, dict)} | record["provenance"]["packages"]
@@ -392,7 +400,7 @@ def demo(
     write_demo(Path(out), record, case_pictures(gt, seen))
     return read_json(Path(out)/"metrics.json")
 
-# %% ../nbs/16_demo.ipynb #1f2d48e8
+# %% ../nbs/16_demo.ipynb #f57019d0
 def demo_record(out, recipe, result, model, cases, buckets, n):
     "What metrics.json holds: cases, buckets, training, model, provenance; no path but the last part of `out`."
     keys = ("minutes", "budget_minutes", "images", "images_per_s", "steps", "epochs", "recipe", "data")
@@ -402,6 +410,7 @@ def demo_record(out, recipe, result, model, cases, buckets, n):
                 model=dict(parameters=sum(p.numel() for p in model.parameters()), sha256=sha256_of(out/"model.safetensors")),
                 provenance=provenance(recipe.seed))
 
+# %% ../nbs/16_demo.ipynb #054a67a3
 def write_demo(out, record, pngs):
     "The pictures, the curve, metrics.json and report.html, each whole or not at all."
     fig = loss_figure(read_log(out/"log.jsonl"))
@@ -422,7 +431,7 @@ def pair_up(
     rng = np.random.default_rng(seed)
     return torch.from_numpy(np.concatenate([rng.permutation(n_faces) for _ in range(-(-n//n_faces))])[:n])
 
-# %% ../nbs/16_demo.ipynb #36fa04a4
+# %% ../nbs/16_demo.ipynb #31987ac3
 def score_run(
     run,  # folder of a finished run
     data,  # folder or zip with faces ('drawn' works too)
@@ -437,8 +446,7 @@ def score_run(
     "Ours, Telea and the mean colour on held-out faces under given masks, by hole ratio. Raises `InputError`."
     model, config = load_model(run)
     size = size or config["recipe"]["size"]
-    bank = load_masks(masks_src, hole, size)
-    ds = face_dls(data, size=size, valid=valid).valid_ds
+    bank, ds = load_masks(masks_src, hole, size), face_dls(data, size=size, valid=valid).valid_ds
     pick = np.sort(np.random.default_rng(seed).permutation(len(bank))[:limit])
     faces, m = torch.stack([ds[i] for i in range(len(ds))]), torch.stack([bank[int(i)] for i in pick])
     gt = faces[pair_up(len(faces), len(m), seed)]
