@@ -404,14 +404,17 @@ def read_npz(path) -> tuple:
     except FileNotFoundError: raise InputError(f"there is no mask bank {path}; make one with MaskBank.make") from None
     except Exception as e: raise InputError(f"{path} is no mask bank or damaged ({e}); make it again") from e
 
-# %% ../nbs/02_masks.ipynb #8592368b
+# %% ../nbs/02_masks.ipynb #60ad6169
 def pack_masks(masks) -> tuple:
     "(packed, shape) of masks (H,W) or (1,H,W), 1 = known. Raises `InputError` for none, several sizes, an unusable one."
-    masks = [valid_mask(m, name=f"mask {i}") for i, m in enumerate(masks)]
-    if not masks: raise InputError("there is no mask to make a bank of; give at least one")
-    shapes = sorted({m.shape for m in masks})
-    if len(shapes) > 1: raise InputError(f"masks of several sizes, {shapes[0]}, {shapes[1]}; give size= to make them one")
-    return np.stack([np.packbits(m) for m in masks]), shapes[0]
+    packed, shape = [], None
+    for i, m in enumerate(masks):
+        m = valid_mask(m, name=f"mask {i}")
+        shape = shape or m.shape
+        if m.shape != shape: raise InputError(f"masks of several sizes, {shape} and {m.shape}; give size= to make them one")
+        packed.append(np.packbits(m))
+    if not packed: raise InputError("there is no mask to make a bank of; give at least one")
+    return np.stack(packed), shape
 
 # %% ../nbs/02_masks.ipynb #0e239dc6
 class MaskBank(PackedMasks, MaskSampler):
@@ -468,20 +471,19 @@ def _array_levels(a, name):
     if not ((a >= 0) & (a <= 1)).all(): raise InputError(f"{name} has NaN or values outside 0..1; give 0..1 or uint8")
     return a
 
-# %% ../nbs/02_masks.ipynb #1f89c47b
+# %% ../nbs/02_masks.ipynb #e81cdbff
 def _image_levels(im, alpha, name):
     "Float64 (H,W) in 0..1 of the grey values of a PIL image, or of its opacity."
     has_alpha = "A" in im.getbands() or "transparency" in im.info
     if alpha and not has_alpha: raise InputError(f"{name} has no transparency; state hole='white' or hole='black'")
     opacity = np.asarray(im.convert("RGBA").getchannel("A"))/255 if has_alpha else 1.
     if alpha: return opacity
-    if np.min(opacity) < 1:
-        warnings.warn(f"{name} has transparency, here ignored; was hole='alpha' meant?", MaskWarning, stacklevel=5)
     grey = np.asarray(im, np.float64)/65535 if im.mode.startswith("I") else np.asarray(im.convert("L"))/255
+    if np.min(opacity) < 1 and grey.min() == grey.max(): raise InputError(f"{name} differs only in alpha; state hole='alpha'")
     if 0 < grey.max() <= 1/255: raise InputError(f"{name} holds only 0 and 1 of 255, all black; multiply it by 255")
     return grey
 
-# %% ../nbs/02_masks.ipynb #35aeb997
+# %% ../nbs/02_masks.ipynb #27374356
 def soft_mask(
     src,  # path, open file, PIL image, or array ((H,W): bool, 0..1 or uint8 0..255)
     hole: str,  # what marks the hole: 'white', 'black', or 'alpha' (transparent)
@@ -490,7 +492,7 @@ def soft_mask(
     "How known each pixel is, float64 (H,W) in 0..1, before any threshold. Raises `InputError`."
     if hole not in POLARITIES: raise InputError(f"hole={hole!r} is unknown; state what marks the hole: {POLARITIES}")
     if isinstance(src, torch.Tensor): src = src.detach().cpu().numpy()
-    if isinstance(src, np.ndarray) and src.shape[2:] == (4,): src = Image.fromarray(src)
+    if isinstance(src, np.ndarray) and src.shape[2:] == (4,) and src.dtype == np.uint8: src = Image.fromarray(src)
     if isinstance(src, np.ndarray): level = _array_levels(src, name)
     else: level = _image_levels(_picture(src, name), hole == "alpha", name)
     return 1 - level if hole == "white" else level
@@ -506,25 +508,31 @@ def resize_nearest(
     at = [(2*np.arange(n) + 1)*old // (2*n) for n, old in zip(new, m.shape)]
     return m[at[0][:, None], at[1]]
 
-# %% ../nbs/02_masks.ipynb #448a3b8a
+# %% ../nbs/02_masks.ipynb #3d411b55
 def _binary(soft, size, threshold, name):
     m = (soft >= threshold).astype(np.uint8)
     return valid_mask(m if size is None else resize_nearest(m, size), name=name)
 
-def _suspect(name, ratio, hole):
-    return f"in {name} the hole covers {ratio:.0%}, more than the known part; is hole={hole!r} the right way round?"
+def _greyness(soft): return ((soft > 0.1) & (soft < 0.9)).mean()
 
-# %% ../nbs/02_masks.ipynb #6e66718e
+def _suspect(name, ratio, grey, hole):
+    "What makes a mask look unlike one, as a sentence; None if nothing does."
+    if grey > 0.25: return f"{grey:.0%} of {name} is grey; is it a mask?"
+    if ratio > 0.5: return f"the hole covers {ratio:.0%} of {name}, more than the known part; is hole={hole!r} right?"
+
+# %% ../nbs/02_masks.ipynb #4481ac75
 def read_mask(
     src,  # path, open file, PIL image, or array ((H,W): bool, 0..1 or uint8 0..255)
     hole: str,  # what marks the hole: 'white', 'black', or 'alpha' (transparent)
     size=None,  # side or (H,W) to bring it to, px, without keeping proportions; None: as it is
     threshold: float = 0.5,  # a pixel is known from this value on, 0..1
 ) -> np.ndarray:
-    "Mask uint8 (H,W), 1 = known. Warns (`MaskWarning`) if it is more hole than known. Raises `InputError`."
+    "Mask uint8 (H,W), 1 = known. Warns (`MaskWarning`) if it is mostly hole or grey. Raises `InputError`."
     name = str(src) if isinstance(src, (str, Path)) else "the mask"
-    m = _binary(soft_mask(src, hole, name), size, threshold, name)
-    if hole_ratio(m) > 0.5: warnings.warn(_suspect(name, hole_ratio(m), hole), MaskWarning, stacklevel=2)
+    soft = soft_mask(src, hole, name)
+    m = _binary(soft, size, threshold, name)
+    doubt = _suspect(name, hole_ratio(m), _greyness(soft), hole)
+    if doubt: warnings.warn(doubt, MaskWarning, stacklevel=2)
     return m
 
 # %% ../nbs/02_masks.ipynb #efc1d270
@@ -551,7 +559,7 @@ def _entries(src):
     if not found: raise InputError(f"there is no picture in {path}; it needs files such as .png, .jpg or .webp")
     return found
 
-# %% ../nbs/02_masks.ipynb #ffd6284a
+# %% ../nbs/02_masks.ipynb #dca3c1cf
 def load_masks(
     src,  # folder (nested too), zip, or list of paths, PIL images, arrays
     hole: str,  # what marks the hole: 'white', 'black', or 'alpha' (transparent)
@@ -559,15 +567,18 @@ def load_masks(
     limit: int | None = None,  # only the first `limit` in natural order
     threshold: float = 0.5,  # a pixel is known from this value on, 0..1
 ) -> MaskBank:
-    "A bank with `names`; `info` counts grey pixels, files. Warns if it is more hole than known. Raises `InputError`."
-    names, masks, grey = [], [], []
-    for name, file in _entries(src)[:limit]:
-        soft = soft_mask(file, hole, name)
-        grey.append(int(((soft > 0) & (soft < 1)).sum()))
-        masks.append(_binary(soft, size, threshold, name))
-        names.append(name)
+    "A bank with `names`; `info` counts grey pixels and files. Warns if it is mostly hole or grey. Raises `InputError`."
+    names, grey, middle = [], [], []
+    def each():
+        for name, file in _entries(src)[:limit]:
+            soft = soft_mask(file, hole, name)
+            names.append(name)
+            grey.append(int(((soft > 0) & (soft < 1)).sum()))
+            middle.append(_greyness(soft))
+            yield _binary(soft, size, threshold, name)
+    packed, shape = pack_masks(each())
     info = dict(kind="read", hole=hole, grey_pixels=sum(grey), grey_files=sum(g > 0 for g in grey))
-    bank = MaskBank.from_arrays(masks, names, info)
-    r = bank.ratios.mean()
-    if r > 0.5: warnings.warn(_suspect(f"{len(bank)} masks", r, hole), MaskWarning, stacklevel=2)
+    bank = MaskBank(packed, shape, names, info)
+    doubt = _suspect(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
+    if doubt: warnings.warn(doubt, MaskWarning, stacklevel=2)
     return bank
