@@ -8,7 +8,7 @@ __all__ = ['Position', 'save_checkpoint', 'load_checkpoint', 'latest_checkpoint'
            'CheckpointCallback', 'BudgetCallback', 'TrainingInterrupted', 'stop_signals', 'LineReport', 'BarReport',
            'reporter']
 
-# %% ../nbs/17_runs.ipynb #592998a2
+# %% ../nbs/17_runs.ipynb #58ff33ca
 import csv
 import io
 import json
@@ -21,7 +21,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 
 # %% ../nbs/17_runs.ipynb #83eb82e4
@@ -57,7 +57,7 @@ def total_epochs(recipe):
     "Epochs of all phases together."
     return sum(p.epochs for p in recipe.phases)
 
-# %% ../nbs/17_runs.ipynb #72e4b9ff
+# %% ../nbs/17_runs.ipynb #b076f25e
 def flatten(tree, tensors, name=''):
     "Move the tensors of nested dicts and lists into the dict `tensors`, named by their path; returns the rest, for JSON."
     if torch.is_tensor(tree):
@@ -67,9 +67,10 @@ def flatten(tree, tensors, name=''):
     if isinstance(tree, (list, tuple)): return {'list': [flatten(v, tensors, f'{name}.{i}') for i, v in enumerate(tree)]}
     return {'value': tree}
 
+# %% ../nbs/17_runs.ipynb #fdad622a
 def unflatten(rest, tensors):
     "The inverse of `flatten` (tuples come back as lists)."
-    (kind, v), = rest.items()
+    kind, v = next(iter(rest.items()))
     if kind == 'tensor': return tensors[v]
     if kind == 'dict': return {k: unflatten(o, tensors) for k, o in v}
     return [unflatten(o, tensors) for o in v] if kind == 'list' else v
@@ -85,7 +86,7 @@ def previous(path):
     "Where the checkpoint before the one at `path` is kept."
     return Path(path).with_suffix('.previous.safetensors')
 
-# %% ../nbs/17_runs.ipynb #656b570a
+# %% ../nbs/17_runs.ipynb #9a48b360
 def save_checkpoint(
     path,  # the file; what is there now becomes `previous(path)`
     tree,  # nested dicts and lists of tensors, numbers and text
@@ -97,6 +98,7 @@ def save_checkpoint(
         save_file(tensors, tmp, metadata=dict(state=text, sha256=digest(tensors, text)))
         if path.exists(): os.replace(path, previous(path))
 
+# %% ../nbs/17_runs.ipynb #1094ba92
 def load_checkpoint(path):
     "What `save_checkpoint` wrote. Raises `InputError` when the file is missing, cut short or changed."
     try:
@@ -115,7 +117,7 @@ def latest_checkpoint(folder):
         except InputError as e: problems.append(str(e))
     raise InputError(f'{folder}: no usable checkpoint ({problems[0]}); start a new run in another folder')
 
-# %% ../nbs/17_runs.ipynb #0d4321e7
+# %% ../nbs/17_runs.ipynb #6a5fa0c6
 def rng_state():
     "The state of the random number generators of Python, numpy and torch, as `flatten` takes it."
     version, words, gauss = random.getstate()
@@ -123,6 +125,7 @@ def rng_state():
     state = dict(python=[version, list(words), gauss], numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state())
     return state | (dict(cuda=torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else {})
 
+# %% ../nbs/17_runs.ipynb #79616d96
 def set_rng_state(state):
     "Put back what `rng_state` gave."
     version, words, gauss = state['python']
@@ -132,27 +135,30 @@ def set_rng_state(state):
     torch.set_rng_state(state['torch'])
     if len(state.get('cuda', [])) == torch.cuda.device_count() > 0: torch.cuda.set_rng_state_all(state['cuda'])
 
-# %% ../nbs/17_runs.ipynb #ad09067c
+# %% ../nbs/17_runs.ipynb #8b576c3a
 class Run:
     "A run: its folder `out`, what it computes (`recipe`, `data`), how far it is (`position`, `rows`), why it ends."
     def __init__(self, out, recipe, minutes=None, data='drawn', state=None):
         self.out, self.recipe, self.minutes, self.data, self.state = Path(out), recipe, minutes, data, state
-        self.position, self.earlier, self.n_iter = Position(), Position(), 1
+        self.position, self.earlier, self.n_iter, self.lr = Position(), Position(), 1, 0.
         self.rows, self.record, self.last, self.sums, self.window = [], {}, {}, {}, {}
         self.stop, self.failed, self.done, self.saved, self.rng = None, None, False, None, None
         self.began, self.closing, self.reserve = time.monotonic(), 0., 0.
         self.report = lambda kind, **info: None
 
-    def tick(self):
-        "Seconds so far, all sessions."
-        self.position.seconds = self.earlier.seconds + time.monotonic() - self.began
-        return self.position.seconds
-
-    def rate(self):
-        "Images per second in this session, scoring and saving included."
-        return (self.position.images - self.earlier.images)/max(self.tick() - self.earlier.seconds, 1e-9)
-
     def __str__(self): return f'{self.recipe.name} in {self.out}, {self.position}'
+
+# %% ../nbs/17_runs.ipynb #7bf5fa00
+@patch
+def tick(self: Run):
+    "Seconds so far, all sessions."
+    self.position.seconds = self.earlier.seconds + time.monotonic() - self.began
+    return self.position.seconds
+
+@patch
+def rate(self: Run):
+    "Images per second in this session, scoring and saving included."
+    return (self.position.images - self.earlier.images)/max(self.tick() - self.earlier.seconds, 1e-9)
 
 # %% ../nbs/17_runs.ipynb #e035c47e
 @patch
@@ -169,7 +175,7 @@ def seconds_left(self: Run):
     if self.minutes: return max(0., 60*self.minutes - p.seconds)
     return p.seconds*(1 - done)/done if done else None
 
-# %% ../nbs/17_runs.ipynb #3bd91c6c
+# %% ../nbs/17_runs.ipynb #d4917de3
 def saved_state(run, learn):
     "Everything that `train` needs to go on as if nothing had happened."
     opt, scaler = learn.opt.state_dict(), getattr(learn, 'scaler', None)
@@ -177,6 +183,7 @@ def saved_state(run, learn):
                 scaler=scaler.state_dict() if scaler else {}, rng=rng_state(), position=asdict(run.position), minutes=run.minutes,
                 recipe=asdict(run.recipe), data=run.record['data'], sums=run.sums, window=run.window)
 
+# %% ../nbs/17_runs.ipynb #35fb5f4d
 def restore(run, learn, state):
     "Put `state`, from `saved_state`, into a new learner and its run."
     get_model(learn.model).load_state_dict(state['model'])
@@ -184,13 +191,15 @@ def restore(run, learn, state):
     move = lambda s: {k: v.to(device) if torch.is_tensor(v) else v for k, v in s.items()}
     learn.opt.load_state_dict(dict(state=[move(s) for s in state['opt']['state']], hypers=state['opt']['hypers']))
     run.position, run.earlier = Position(**state['position']), Position(**state['position'])
+    run.lr = state['opt']['hypers'][-1]['lr']
     run.sums, run.window, run.saved, run.rng = state['sums'], state['window'], str(run.position), state['rng']
 
-# %% ../nbs/17_runs.ipynb #930d1c6e
+# %% ../nbs/17_runs.ipynb #6a7baddf
 def public_recipe(recipe):
     "The recipe as a dict to pass on with weights: of a features file only the name."
     return asdict(recipe) | dict(features=Path(recipe.features).name)
 
+# %% ../nbs/17_runs.ipynb #1b9da775
 def save_run(run, learn):
     "Write model.safetensors, config.json and the checkpoint of a run, each whole or not at all. Raises `InputError`."
     net = get_model(learn.model)
@@ -217,33 +226,26 @@ class RunCallback(Callback):
     run_valid = False
     def __init__(self, run): self.job = run
 
-# %% ../nbs/17_runs.ipynb #3a0da35c
+# %% ../nbs/17_runs.ipynb #dc4e7000
 class RestOfEpoch:
-    "Batches number `skip` and up of an epoch, which is `passes` times through a fastai DataLoader; earlier faces are not read."
+    "Batches number `skip` and up of an epoch, which is `passes` times through a `FaceDL`; earlier faces are not read."
     def __init__(self, dl, epoch=0, passes=1, skip=0): self.dl, self.epoch, self.passes, self.skip = dl, epoch, passes, skip
     def __len__(self): return max(0, len(self.dl)*self.passes - self.skip)
 
     def __iter__(self):
-        for i in range(self.skip//len(self.dl), self.passes): yield from self.one_pass(i, max(0, self.skip - i*len(self.dl)))
+        n = len(self.dl)
+        for i in range(self.skip//n, self.passes):
+            self.dl.set_epoch(self.epoch*self.passes + i, max(0, self.skip - i*n))
+            yield from self.dl
 
-    def one_pass(self, i, skip):
-        self.dl.set_epoch(self.epoch*self.passes + i)
-        self.dl.get_idxs = partial(list, self.dl.get_idxs()[skip*self.dl.bs:])
-        batches = iter(self.dl)
-        try: first = next(batches, None)
-        finally: del self.dl.get_idxs
-        if first is not None:
-            yield first
-            yield from batches
-
-# %% ../nbs/17_runs.ipynb #0e7638c7
+# %% ../nbs/17_runs.ipynb #b00758cc
 class PositionCallback(RunCallback):
     "Numbers epochs and iterations by the run, not by this fit, and goes on in the middle of an epoch."
     order = -20
     def before_epoch(self): self.learn.epoch = self.job.position.epoch
     def before_train(self):
         self.skip, n = self.job.position.iteration, len(self.dls.train)
-        if not self.skip: self.restore_rng()
+        if self.skip % n == 0: self.restore_rng()
         self.learn.dl = RestOfEpoch(self.dls.train, self.epoch, self.job.n_iter//n, self.skip)
 
     def before_batch(self):
@@ -256,11 +258,15 @@ class PositionCallback(RunCallback):
         self.job.tick()
 
     def before_validate(self): self.restore_rng()
-    def restore_rng(self):
-        if self.job.rng: set_rng_state(self.job.rng)
-        self.job.rng = None
 
-# %% ../nbs/17_runs.ipynb #46264cd2
+# %% ../nbs/17_runs.ipynb #b03b4f11
+@patch
+def restore_rng(self: PositionCallback):
+    "Once per resumed run."
+    if self.job.rng: set_rng_state(self.job.rng)
+    self.job.rng = None
+
+# %% ../nbs/17_runs.ipynb #66249337
 def guarded(f):
     "A callback's method whose `InputError` or trouble with the disk ends the fit, one line in `failed`, earlier checkpoints intact."
     @wraps(f)
@@ -272,6 +278,7 @@ def guarded(f):
             raise CancelFitException from e
     return wrapped
 
+# %% ../nbs/17_runs.ipynb #b26d4fe7
 def last_saved(run):
     "A clause about the checkpoint that a stopped run can go on from."
     return f'the checkpoint at {run.saved} is intact' if run.saved else 'nothing was saved yet'
@@ -328,19 +335,19 @@ def read_log(path, step=math.inf):
         except ValueError: continue
     return [r for r in rows if r['step'] <= step]
 
-# %% ../nbs/17_runs.ipynb #42e43967
+# %% ../nbs/17_runs.ipynb #94cd6981
 @patch
 def count(self: Run):
     "The columns that every line of the log begins with."
     p = self.position
-    return dict(epoch=p.epoch + 1, step=p.step, images=p.images, seconds=round(p.seconds, 2), phase=p.phase + 1)
+    return dict(epoch=p.epoch + 1, step=p.step, images=p.images, seconds=round(p.seconds, 2), phase=p.phase + 1, lr=self.lr)
 
 @patch
 def write_line(self: Run, kind, row):
     "Append a dict to log.jsonl."
     with open(self.out/'log.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(dict(kind=kind, **row)) + '\n')
 
-# %% ../nbs/17_runs.ipynb #916fc41f
+# %% ../nbs/17_runs.ipynb #3a9677a9
 class RunLog(RunCallback):
     "Writes log.jsonl (every `every` steps and every epoch) and log.csv (every epoch), and feeds the progress bar."
     order = 52
@@ -352,17 +359,22 @@ class RunLog(RunCallback):
         add_to(job.sums, job.last), add_to(job.window, job.last)
         job.report('step', run=job, done=job.fraction(), left=job.seconds_left(), terms=means(job.window))
         if job.position.step % self.every: return
-        job.write_line('step', dict(job.count(), lr=self.opt.hypers[-1]['lr'], **means(job.window, 'train_')))
+        job.write_line('step', dict(job.count(), **means(job.window, 'train_')))
         job.window = {}
 
     @guarded
     def after_epoch(self):
-        job, rec = self.job, self.recorder
-        scores = dict(loss=rec.loss.value, **{m.name: m.value for m in rec.metrics})
-        row = dict(job.count(), lr=self.opt.hypers[-1]['lr'], images_per_s=round(job.rate(), 2), **means(job.sums, 'train_'),
-                   **{f'valid_{k}': finite(v) for k, v in scores.items()})
+        job, row = self.job, epoch_row(self.job, self.learn)
         job.rows.append(row), job.write_line('epoch', row), write_csv(job.out/'log.csv', job.rows)
         job.report('epoch', run=job, row=row)
+
+# %% ../nbs/17_runs.ipynb #90589e47
+def epoch_row(run, learn):
+    "A row of the log: position, rate, speed, means over the epoch in training, held-out scores."
+    rec = learn.recorder
+    scores = dict(loss=rec.loss.value, **{m.name: m.value for m in rec.metrics})
+    return dict(run.count(), images_per_s=round(run.rate(), 2), **means(run.sums, 'train_'),
+                **{f'valid_{k}': finite(v) for k, v in scores.items()})
 
 # %% ../nbs/17_runs.ipynb #760dfd0d
 class StripCallback(RunCallback):
@@ -381,16 +393,11 @@ class StripCallback(RunCallback):
         with atomic_path(self.job.out/'strips'/f'epoch_{self.job.position.epoch + 1:03d}.png') as tmp:
             Image.fromarray(arr.repeat(k, 0).repeat(k, 1)).save(tmp, format='png')
 
-# %% ../nbs/17_runs.ipynb #a5cd80f8
+# %% ../nbs/17_runs.ipynb #a829ed8e
 class CheckpointCallback(RunCallback):
     "Saves the run at its start, every `minutes`, at the end of every epoch, and when it is asked to stop."
     order, run_valid = 55, True
     def __init__(self, run, minutes=5.): self.job, self.minutes = run, minutes
-
-    @guarded
-    def save(self):
-        save_run(self.job, self.learn)
-        self.saved_at = time.monotonic()
 
     def before_fit(self):
         state, self.saved_at = self.job.state, time.monotonic()
@@ -402,10 +409,20 @@ class CheckpointCallback(RunCallback):
         if self.job.stop or due: self.save()
         if self.job.stop: raise CancelFitException
 
-    def after_epoch(self):
-        job, p = self.job, self.job.position
-        if p.iteration >= job.n_iter: p.epoch, p.iteration, job.sums = p.epoch + 1, 0, {}
-        job.tick(), self.save()
+# %% ../nbs/17_runs.ipynb #0a946c8c
+@patch
+@guarded
+def save(self: CheckpointCallback):
+    "Save now."
+    save_run(self.job, self.learn)
+    self.saved_at = time.monotonic()
+
+@patch
+def after_epoch(self: CheckpointCallback):
+    "Begin the next epoch's position, and save."
+    job, p = self.job, self.job.position
+    if p.iteration >= job.n_iter: p.epoch, p.iteration, job.sums = p.epoch + 1, 0, {}
+    job.tick(), self.save()
 
 # %% ../nbs/17_runs.ipynb #ce58c6a9
 class BudgetCallback(RunCallback):
@@ -425,10 +442,11 @@ class BudgetCallback(RunCallback):
             self.job.done = True
             raise CancelFitException
 
-# %% ../nbs/17_runs.ipynb #4238ebba
+# %% ../nbs/17_runs.ipynb #18c1775b
 class TrainingInterrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM during training; the message says where the run was saved and how it goes on."
 
+# %% ../nbs/17_runs.ipynb #cc7d2ce3
 @contextmanager
 def stop_signals(run):
     "Ctrl-C and SIGTERM ask `run` to stop after the current batch; a second one interrupts at once."
@@ -472,7 +490,7 @@ class LineReport:
         self.at = time.monotonic()
         self.say(f'{done:4.0%} epoch {run.position.epoch + 1} step {run.position.step}: {terms_text(terms)}, {clock(left)} left')
 
-# %% ../nbs/17_runs.ipynb #995b7416
+# %% ../nbs/17_runs.ipynb #bd9fe4fa
 class BarReport(LineReport):
     "Progress as a bar on a terminal, with the weighted loss terms and the time left; epochs as lines above it."
     def __init__(self, console):
@@ -490,6 +508,7 @@ class BarReport(LineReport):
         where = f'epoch {run.position.epoch + 1}, phase {run.position.phase + 1}, {run.rate():.0f} images/s'
         self.bar.update(self.task, completed=done, left=clock(left), terms=terms_text(terms), description=where)
 
+# %% ../nbs/17_runs.ipynb #ce73be69
 def reporter(progress=None):
     "What shows the progress: see `train`. A function is used as it is, called as f(kind, **info)."
     if callable(progress): return progress

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Phase', 'Recipe', 'recipe_from', 'recipe_from_json', 'recipe_with', 'recipe_diff', 'phase_at',
-           'learning_rate', 'ScheduleCallback', 'FlipCallback', 'recipe_learner', 'train', 'load_model']
+           'learning_rate', 'ScheduleCallback', 'recipe_learner', 'train', 'load_model']
 
 # %% ../nbs/08_train.ipynb #f8d47e04
 import json
@@ -23,10 +23,10 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-# %% ../nbs/08_train.ipynb #c82921b3
+# %% ../nbs/08_train.ipynb #2a6abe1c
 from .core import InputError, atomic_path, provenance, read_json, sha256_of, write_json
 from .data import face_dls
-from .learner import mask_generator, pconv_learner
+from .learner import pconv_learner
 from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights
 from .masks import MaskBank
 from .runs import (BudgetCallback, CheckpointCallback, PositionCallback, Run, RunCallback, RunLog,
@@ -43,14 +43,14 @@ class Phase:
     share: float = 1.  # its part of the time, when a run has a budget of minutes; relative to the other phases
     freeze_bn: bool = False  # encoder batch norm frozen, statistics and parameters (section 4.2)?
 
-# %% ../nbs/08_train.ipynb #919d6f93
+# %% ../nbs/08_train.ipynb #5ced0905
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a run computes. Raises `InputError` for values that nothing can be trained with."
     name: str = 'custom'  # for tables and pictures
     size: int = 64  # of faces and masks, px
     n_faces: int = 0  # faces to draw, or the most to take from a folder or zip; 0: all (of drawn ones 1,000)
-    valid: float|str|list = 0.1  # held out: a fraction of the faces, or ids such as '800-898'
+    valid: float|str|list|None = None  # held out: a fraction, or ids such as '800-898'; None: a prepared folder's own split, else 0.1
     flip: bool = True  # mirror half of the training faces, others each time
     masks: str = 'mixed'  # kind of holes, as in `MaskBank.make`
     n_masks: int = 1000  # masks in the bank
@@ -81,11 +81,12 @@ def positive(v):
     "Is `v` a finite number above 0?"
     return isinstance(v, (int, float)) and 0 < v < math.inf
 
-# %% ../nbs/08_train.ipynb #3efd3791
+# %% ../nbs/08_train.ipynb #06ab204c
 def uses_features(recipe):
     "Does a loss term with a weight compare features?"
     return any(recipe.weights[k] for k in FEATURE_TERMS)
 
+# %% ../nbs/08_train.ipynb #a5750612
 def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
     for k, low in WHOLE.items():
@@ -114,7 +115,7 @@ def normalise(r):
     except (TypeError, AttributeError) as e: problem = f"a value has the wrong type ({e})"
     if problem: raise InputError(f"recipe {r.name!r}: {problem}")
 
-# %% ../nbs/08_train.ipynb #c775dab3
+# %% ../nbs/08_train.ipynb #be42f2c4
 def phase_text(r, i):
     "Phase `i` of the recipe `r` in words; '' when it has fewer."
     if i >= len(r.phases): return ''
@@ -123,7 +124,7 @@ def phase_text(r, i):
 
 def recipe_rows(*recipes):
     "A list of rows: key, then the value in each recipe as text."
-    text = dict(weights=lambda r: ', '.join(f'{k} {w:g}' for k, w in r.weights.items() if w),
+    text = dict(valid=lambda r: str(r.valid or "the folder's split, else 0.1"), weights=lambda r: ', '.join(f'{k} {w:g}' for k, w in r.weights.items() if w),
                 hole_ratio=lambda r: '{:g} to {:g}'.format(*r.hole_ratio), n_faces=lambda r: str(r.n_faces or 'all'))
     rows = [[f.name, *(text.get(f.name, lambda r: str(getattr(r, f.name)))(r) for r in recipes)] for f in fields(Recipe) if f.name != 'phases']
     n = max(len(r.phases) for r in recipes)
@@ -165,7 +166,7 @@ def recipe_from_json(path) -> Recipe:
     "A `Recipe` from a JSON file, such as the recipe.json of a run. Raises `InputError`."
     return recipe_from(read_json(path))
 
-# %% ../nbs/08_train.ipynb #ebe37c0b
+# %% ../nbs/08_train.ipynb #e64b6e4a
 def recipe_with(recipe, **changes) -> Recipe:
     "`recipe` with other values. Features that come or go take the paper's weights of their terms along. Raises `InputError`."
     f = changes.get('features', recipe.features)
@@ -173,6 +174,7 @@ def recipe_with(recipe, **changes) -> Recipe:
         changes['weights'] = recipe.weights | {k: PAPER_WEIGHTS[k] if f != 'none' else 0. for k in FEATURE_TERMS}
     return recipe_from({**asdict(recipe), **changes})
 
+# %% ../nbs/08_train.ipynb #d7333e89
 def recipe_diff(a, b):
     "What differs between two recipes, as ['size: 64 -> 128', ...]; the name does not count."
     a, b = asdict(a), asdict(b)
@@ -194,14 +196,15 @@ def learning_rate(recipe, position):
     "The phase's learning rate; over the first `warmup` steps of the run it rises linearly."
     return recipe.phases[position.phase].lr*min(1., (position.step + 1)/(recipe.warmup + 1))
 
-# %% ../nbs/08_train.ipynb #321151da
+# %% ../nbs/08_train.ipynb #5e4ea34a
 class ScheduleCallback(RunCallback):
     "Sets the learning rate, and freezes or frees the encoder's batch norm, by the position of the run."
     order, frozen = 3, False
     def before_batch(self):
         job = self.job
         job.position.phase = phase_at(job.recipe, job.position, job.minutes)
-        self.opt.set_hypers(lr=learning_rate(job.recipe, job.position))
+        job.lr = learning_rate(job.recipe, job.position)
+        self.opt.set_hypers(lr=job.lr)
         self.freeze(job.recipe.phases[job.position.phase].freeze_bn)
 
     def freeze(self, flag):
@@ -210,17 +213,7 @@ class ScheduleCallback(RunCallback):
 
     def after_fit(self): self.freeze(False)
 
-# %% ../nbs/08_train.ipynb #39000374
-class FlipCallback(RunCallback):
-    "Mirrors half of the training faces; which ones follows from (seed, epoch, iteration)."
-    order = 4
-    def before_batch(self):
-        r, gt = self.job.recipe, self.xb[0]
-        if not r.flip: return
-        flip = torch.rand(len(gt), generator=mask_generator(r.seed, 2, self.epoch, self.iter)) < 0.5
-        self.learn.xb = (torch.where(flip.to(gt.device)[:, None, None, None], gt.flip(-1), gt), *self.xb[1:])
-
-# %% ../nbs/08_train.ipynb #9c0f2740
+# %% ../nbs/08_train.ipynb #0b25f651
 def recipe_learner(
     recipe,  # a `Recipe`
     data='drawn',  # 'drawn', or a folder or zip of faces
@@ -230,7 +223,7 @@ def recipe_learner(
 ):
     "The learner of a recipe, its network initialised from the recipe's seed. Raises `InputError`."
     r = recipe
-    dls = face_dls(data, size=r.size, bs=r.bs, n=r.n_faces or None, valid=r.valid, seed=r.seed, num_workers=num_workers, device=device)
+    dls = face_dls(data, size=r.size, bs=r.bs, n=r.n_faces or None, valid=r.valid, seed=r.seed, num_workers=num_workers, device=device, flip=r.flip)
     bank = lambda n, seed: MaskBank.make(n=n, size=r.size, seed=seed, kind=r.masks, ratio=r.hole_ratio)
     learn = pconv_learner(dls, bank(r.n_masks, r.seed), recipe_model(r).to(dls.device), recipe_loss(r), lr=r.phases[0].lr, seed=r.seed,
                           valid_bank=bank(min(r.n_masks, 200), r.seed + 1), cbs=cbs)
@@ -272,7 +265,7 @@ def open_run(recipe, data, out, minutes=None, resume=False, valid=None):
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise InputError(f'{out} exists and is not an empty folder; choose another one')
     return Run(out, recipe, minutes, data)
 
-# %% ../nbs/08_train.ipynb #cf827639
+# %% ../nbs/08_train.ipynb #fecb216a
 def continued_run(recipe, data, out, minutes):
     "The `Run` saved in `out`. Raises `InputError` if there is none, or if `recipe` (None: the saved one) differs from it."
     if not (out/'recipe.json').exists(): raise InputError(f'no run to resume in {out}; check the folder, or start a new run without resume')
@@ -281,7 +274,9 @@ def continued_run(recipe, data, out, minutes):
     if recipe is not None and (diff := recipe_diff(saved, recipe)):
         raise InputError(f"the run in {out} was started with another recipe ({'; '.join(diff)}); resume it unchanged, or start a new run")
     if remark: print(remark, file=sys.stderr)
-    return Run(out, saved, minutes or state['minutes'], data, state)
+    run = Run(out, saved, minutes or state['minutes'], data, state)
+    run.done = minutes is None and (out/'result.json').exists() and read_json(out/'result.json')['finished']
+    return run
 
 # %% ../nbs/08_train.ipynb #2d68626b
 def begin(run, learn):
@@ -299,17 +294,17 @@ def begin(run, learn):
     run.rows = [{k: v for k, v in r.items() if k != 'kind'} for r in rows if r['kind'] == 'epoch']
     with atomic_path(run.out/'log.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8')
 
-# %% ../nbs/08_train.ipynb #1a33c044
+# %% ../nbs/08_train.ipynb #c5d44040
 def how_to_resume(run):
     "The command that continues a run."
     return f'go on with: pconv_train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
 
+# %% ../nbs/08_train.ipynb #cb1f397b
 def fit(run, learn):
     "Run the learner to the end of the run; turn what stopped it into `InputError` or `TrainingInterrupted`."
     epochs = 10**9 if run.minutes else total_epochs(run.recipe) - run.position.epoch
-    if epochs <= 0 or (run.minutes and run.position.seconds >= 60*run.minutes):
-        run.done = True
-        return run.report('note', text=f'{run}: nothing left to train; more minutes would go on')
+    run.done = run.done or epochs <= 0 or bool(run.minutes and run.position.seconds >= 60*run.minutes)
+    if run.done: return run.report('note', text=f'{run}: nothing left to train')
     run.report('start', run=run)
     try:
         with stop_signals(run), learn.no_bar(), learn.no_logging(): learn.fit(epochs)
@@ -317,10 +312,10 @@ def fit(run, learn):
     if run.failed: raise InputError(run.failed)
     if run.stop: raise TrainingInterrupted(f'stopped by {run.stop}, saved at {run.position}; {how_to_resume(run)}')
 
-# %% ../nbs/08_train.ipynb #fd508545
+# %% ../nbs/08_train.ipynb #6c5e7fcd
 def run_callbacks(run, save_minutes=5., log_every=20):
     "The callbacks of a run; `save_minutes` between checkpoints inside an epoch, `log_every` steps a line of log.jsonl."
-    return [PositionCallback(run), ScheduleCallback(run), FlipCallback(run), StopOnNaN(run), RunLog(run, log_every),
+    return [PositionCallback(run), ScheduleCallback(run), StopOnNaN(run), RunLog(run, log_every),
             StripCallback(run), CheckpointCallback(run, save_minutes), BudgetCallback(run)]
 
 # %% ../nbs/08_train.ipynb #9bb4a2b6

@@ -1,0 +1,362 @@
+"Training: recipes that are refused, runs that are interrupted in every way there is, and come back the same."
+import errno
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from rich.console import Console
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from pconv_course.core import InputError
+from pconv_course.losses import PAPER_WEIGHTS
+from pconv_course.runs import (BarReport, LineReport, RestOfEpoch, TrainingInterrupted, flatten, latest_checkpoint, load_checkpoint, read_log,
+                               reporter, rng_state, save_checkpoint, unflatten)
+from pconv_course.train import (PRESETS, Phase, Recipe, load_model, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_with,
+                                train)
+
+RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
+TINY = Recipe(name='tiny', size=32, n_faces=36, valid=0.2, masks='stroke', n_masks=20, depth=3, width=6, bs=6, min_steps=1, warmup=3,
+              phases=(Phase(3e-3, epochs=2), Phase(6e-4, epochs=1, freeze_bn=True)))
+
+
+def go(recipe, out, **kwargs): return train(recipe, out=out, device='cpu', **{'progress': False, **kwargs})
+
+
+class At(Callback):
+    "Does `act` after the training batch number `step` of the run (order 54: after the log, before the checkpoint)."
+    order, run_valid = 54, False
+    def __init__(self, step, act): self.step_at, self.act = step, act
+    def after_batch(self):
+        if self.position.job.position.step == self.step_at: self.act(self)
+
+
+def press(number=signal.SIGINT): return lambda cb: signal.raise_signal(number)
+
+
+def same_files(a, b, names=('model', 'checkpoint')):
+    "Bit for bit the same tensors."
+    for n in names: assert_close(load_file(Path(a)/f'{n}.safetensors'), load_file(Path(b)/f'{n}.safetensors'), rtol=0, atol=0)
+
+
+def without_time(rows): return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_s')} for r in rows]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "A run that nothing interrupted, and what it returned."
+    out = tmp_path_factory.mktemp('whole')/'run'
+    return out, go(TINY, out, log_every=2)
+
+
+# recipes
+
+@pytest.mark.parametrize('change, word', [
+    (dict(size=0), 'size'), (dict(size=-64), 'size'), (dict(size=64.5), 'size'), (dict(size='64'), 'size'), (dict(bs=0), 'bs'), (dict(depth=1), 'depth'),
+    (dict(depth=12), 'halved'), (dict(width=0), 'width'), (dict(seed=-1), 'seed'), (dict(warmup=-1), 'warmup'), (dict(n_masks=0), 'n_masks'),
+    (dict(phases=()), 'phase'), (dict(phases=[dict(lr=-1e-3)]), 'lr'), (dict(phases=[dict(lr=math.nan)]), 'lr'), (dict(phases=[dict(lr=1e-3, epochs=0)]), 'epochs'),
+    (dict(phases=[dict(lr=1e-3, share=0)]), 'share'), (dict(phases=[dict(rate=1)]), 'type'), (dict(phases=3), 'type'), (dict(hole_ratio=(0.6, 0.1)), 'hole_ratio'),
+    (dict(hole_ratio=(0, 2)), 'hole_ratio'), (dict(hole_ratio=None), 'type'), (dict(weights=dict(hole=-1)), 'hole'), (dict(weights=dict(holes=1)), 'holes'),
+    (dict(weights=dict(hole=0)), 'no loss term'), (dict(weights=PAPER_WEIGHTS), "features='none'"), (dict(per='pixel'), 'per'), (dict(formula='v3'), 'formula'),
+    (dict(precision='fp8'), 'precision')])
+def test_values_that_make_no_sense(change, word):
+    with pytest.raises(InputError) as e: Recipe(**change)
+    assert word in str(e.value) and '\n' not in str(e.value)
+
+
+def test_json_and_back(tmp_path):
+    for r in (*PRESETS.values(), TINY):
+        (tmp_path/'r.json').write_text(json.dumps(asdict(r)))
+        assert recipe_from_json(tmp_path/'r.json') == r
+    for text in ('{"size": 64, "sise": 3}', '[1]', '{"size"'):
+        (tmp_path/'r.json').write_text(text)
+        with pytest.raises(InputError): recipe_from_json(tmp_path/'r.json')
+
+
+def test_full_is_the_papers():
+    r = PRESETS['full']
+    assert (r.size, r.depth, r.width, r.bs, r.features, r.weights, r.per, r.formula) == (256, 7, 64, 12, 'vgg16', PAPER_WEIGHTS, 'image', 'paper')
+    assert [(p.lr, p.freeze_bn) for p in r.phases] == [(2e-4, False), (5e-5, True)] and sum(p.epochs for p in r.phases) == 35
+
+
+def test_full_uses_adam_without_decay():
+    learn = recipe_learner(replace(TINY, phases=PRESETS['full'].phases), device='cpu')
+    h = learn.opt.hypers[0]
+    assert (h['lr'], h['wd'], h['mom'], h['sqr_mom'], h['eps']) == (2e-4, 0, 0.9, 0.999, 1e-8)
+
+
+def test_small_presets_need_no_network():
+    assert all(PRESETS[p].features in ('none', 'random') for p in ('demo', 'real'))
+
+
+def test_features_take_their_weights_along():
+    r = recipe_with(PRESETS['real'], features='random')
+    assert r.weights == PAPER_WEIGHTS and recipe_with(r, features='none') == PRESETS['real']
+    assert recipe_diff(TINY, replace(TINY, name='other')) == []
+
+
+def test_recorded_recipes_are_still_recipes():
+    files = list(RESULTS.glob('train_*.json'))
+    assert files
+    for f in files:
+        d = json.loads(f.read_text())
+        for r in [d['recipe']] if 'recipe' in d else [t['recipe'] for t in d['trials']]: recipe_from(r)
+
+
+# checkpoints
+
+def test_tree_there_and_back():
+    tree = dict(a=[torch.arange(3), dict(b=1.5, c=None)], d='text', e={}, f=[], g=torch.tensor(2.), h=True)
+    tensors = {}
+    back = unflatten(json.loads(json.dumps(flatten(tree, tensors))), tensors)
+    assert_close([back['a'][0], back['g']], [tree['a'][0], tree['g']], rtol=0, atol=0)
+    assert (back['a'][1], back['d'], back['e'], back['f'], back['h']) == (dict(b=1.5, c=None), 'text', {}, [], True)
+
+
+@pytest.mark.parametrize('damage', ['empty', 'half', 'last byte', 'bit', 'header', 'missing'])
+def test_damaged_checkpoint_is_noticed_and_the_one_before_used(tmp_path, damage):
+    path = tmp_path/'checkpoint.safetensors'
+    for i in (1, 2): save_checkpoint(path, dict(i=i, w=torch.full((100,), float(i))))
+    b = path.read_bytes()
+    new = {'empty': b'', 'half': b[:len(b)//2], 'last byte': b[:-1], 'bit': b[:-2] + bytes([b[-2] ^ 4]) + b[-1:], 'header': b.replace(b'"sha256":"', b'"sha256":"0', 1)}
+    path.unlink() if damage == 'missing' else path.write_bytes(new[damage])
+    with pytest.raises(InputError): load_checkpoint(path)
+    state, remark = latest_checkpoint(tmp_path)
+    assert state['i'] == 1 and 'going on from the one before' in remark and '\n' not in remark
+    path.with_suffix('.previous.safetensors').write_bytes(b'')
+    with pytest.raises(InputError, match='no usable checkpoint'): latest_checkpoint(tmp_path)
+
+
+def test_full_disk_leaves_both_checkpoints(tmp_path, monkeypatch):
+    path = tmp_path/'checkpoint.safetensors'
+    for i in (1, 2): save_checkpoint(path, dict(i=i))
+    def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(InputError, match='No space left'): save_checkpoint(path, dict(i=3))
+    state, _ = latest_checkpoint(tmp_path)
+    assert state['i'] in (1, 2) and not list(tmp_path.glob('.*'))
+
+
+def test_rest_of_epoch_is_the_end_of_the_epoch():
+    dl = recipe_learner(TINY, device='cpu').dls.train
+    n = len(dl)
+    rows = [b[0].clone() for b in RestOfEpoch(dl, epoch=1, passes=3)]
+    assert len(rows) == 3*n
+    for skip in (0, 1, n, n + 2, 3*n - 1, 3*n):
+        rest = RestOfEpoch(dl, epoch=1, passes=3, skip=skip)
+        got = [b[0].clone() for b in rest]
+        assert len(rest) == len(got) == 3*n - skip
+        assert_close(got, rows[skip:], rtol=0, atol=0)
+
+
+# interrupted runs
+
+@pytest.mark.parametrize('step', [1, 4, 5, 8, 11, 12])
+def test_interrupted_is_uninterrupted(whole, tmp_path, step):
+    "In mid-epoch, at the end of an epoch, in the phase with frozen batch norm: same weights, Adam, generators, scores and logs."
+    out, result = whole
+    with pytest.raises(TrainingInterrupted, match='pconv_train --resume --out') as e: go(TINY, tmp_path/'cut', log_every=2, cbs=[At(step, press())])
+    assert isinstance(e.value, KeyboardInterrupt) and '\n' not in str(e.value)
+    back = go(None, tmp_path/'cut', resume=True, log_every=2)
+    same_files(out, tmp_path/'cut')
+    assert without_time(back['scores']) == without_time(result['scores'])
+    assert without_time(read_log(out/'log.jsonl')) == without_time(read_log(tmp_path/'cut'/'log.jsonl'))
+    assert back['finished'] and back['images'] == result['images']
+
+
+def test_interrupted_while_validating(whole, tmp_path):
+    class InValidation(Callback):
+        order = 54
+        def after_batch(self):
+            if not self.training and self.position.job.position.epoch == 1: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted, match='SIGTERM'): go(TINY, tmp_path/'cut', cbs=[InValidation()])
+    go(TINY, tmp_path/'cut', resume=True)
+    same_files(whole[0], tmp_path/'cut', ['model'])
+
+
+def test_pressing_twice_ends_at_once(tmp_path):
+    def twice(cb): signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGINT)
+    with pytest.raises(TrainingInterrupted, match='at once.*epoch 1, iteration 0'): go(TINY, tmp_path/'run', cbs=[At(3, twice)])
+    assert latest_checkpoint(tmp_path/'run')[0]['position']['step'] == 0
+
+
+def test_killed(whole, tmp_path):
+    "kill -9 in another process, with checkpoints in mid-epoch: the log is cut back to the checkpoint, the end is the same."
+    code = f'''
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_train import TINY, At, go
+go(TINY, {str(tmp_path/"run")!r}, log_every=2, save_minutes=0, cbs=[At(8, lambda cb: os.kill(os.getpid(), signal.SIGKILL))])'''
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert latest_checkpoint(tmp_path/'run')[0]['position']['step'] == 7
+    with open(tmp_path/'run'/'log.jsonl', 'a') as f: f.write('{"kind": "st')
+    (tmp_path/'run'/'checkpoint.safetensors').write_bytes(b'cut short')
+    go(None, tmp_path/'run', resume=True, log_every=2)
+    same_files(whole[0], tmp_path/'run', ['model'])
+    assert [r['step'] for r in read_log(tmp_path/'run'/'log.jsonl')] == [r['step'] for r in read_log(whole[0]/'log.jsonl')]
+
+
+def test_several_passes_make_an_epoch(tmp_path):
+    "A folder of few faces: the epoch has min_steps batches or more, and a resume in its second pass is exact."
+    r = replace(TINY, n_faces=14, min_steps=7, phases=(Phase(1e-3, epochs=2),))
+    a = go(r, tmp_path/'a')
+    assert a['steps'] >= 14 and len(a['scores']) == 2
+    with pytest.raises(TrainingInterrupted): go(r, tmp_path/'b', cbs=[At(5, press())])
+    go(r, tmp_path/'b', resume=True)
+    same_files(tmp_path/'a', tmp_path/'b')
+
+
+def test_training_leaves_the_generators_alone(tmp_path):
+    before = rng_state()
+    go(replace(TINY, phases=(Phase(1e-3),)), tmp_path/'run')
+    after = rng_state()
+    assert_close([before['torch'], before['numpy'][1]], [after['torch'], after['numpy'][1]])
+    assert before['python'] == after['python']
+
+
+# what a run does
+
+def test_run_learns_and_leaves_everything(whole):
+    out, result = whole
+    rows = (out/'log.csv').read_text().splitlines()
+    assert len(rows) == 4 and len(list((out/'strips').glob('*.png'))) == 3
+    assert {r['kind'] for r in read_log(out/'log.jsonl')} == {'step', 'epoch'}
+    assert result['scores'][-1]['valid_hole_l1_error'] < 0.95*result['scores'][0]['valid_hole_l1_error']
+    saved = json.loads((out/'result.json').read_text())
+    assert saved == json.loads(json.dumps({k: v for k, v in result.items() if k != 'out'})) and saved['finished']
+    assert {'date', 'commit', 'seed', 'packages', 'cpu', 'threads'} <= saved['provenance'].keys()
+    assert all(str(out.parent) not in f.read_text() for f in out.glob('*.json'))
+
+
+def test_last_phase_freezes_the_encoders_batch_norm(tmp_path):
+    seen = {}
+    keep = lambda name: lambda cb: seen.update({name: {k: v.clone() for k, v in cb.model.state_dict().items()}})
+    n = len(recipe_learner(TINY, device='cpu').dls.train)
+    go(TINY, tmp_path/'run', cbs=[At(2*n, keep('two')), At(3*n, keep('three'))])
+    moved = {k for k in seen['two'] if not torch.equal(seen['two'][k], seen['three'][k])}
+    bn = {k for k in seen['two'] if '.bn.' in k}
+    assert not [k for k in moved & bn if k.startswith('enc')] and [k for k in moved & bn if k.startswith('dec') and 'running' in k]
+    assert {k for k in seen['two'] if k.endswith('conv.weight')} <= moved
+
+
+def test_budget_ends_the_run_in_its_last_phase(tmp_path):
+    r = go(TINY, tmp_path/'run', minutes=0.05)
+    assert r['finished'] and r['scores'][-1]['phase'] == 2 and r['minutes'] < 0.5
+    assert go(None, tmp_path/'run', resume=True)['steps'] == r['steps']
+    more = go(None, tmp_path/'run', resume=True, minutes=r['minutes'] + 0.03)
+    assert more['steps'] > r['steps'] and more['budget_minutes'] > 0.05
+
+
+@pytest.mark.parametrize('minutes', [0, -1, math.nan, math.inf])
+def test_budgets_that_make_no_sense(tmp_path, minutes):
+    with pytest.raises(InputError): go(TINY, tmp_path/'run', minutes=minutes)
+    assert not (tmp_path/'run').exists()
+
+
+def test_half_precision_trains(tmp_path):
+    r = go(replace(TINY, precision='bf16', phases=(Phase(1e-3),)), tmp_path/'run')
+    assert math.isfinite(r['scores'][-1]['train_loss'])
+
+
+def test_model_comes_back(whole):
+    model, config = load_model(whole[0])
+    assert not model.training and config['recipe']['name'] == 'tiny'
+    assert_close(model.state_dict(), load_file(whole[0]/'model.safetensors'), rtol=0, atol=0)
+    assert_close(load_model(whole[0]/'model.safetensors')[0].state_dict(), model.state_dict())
+
+
+def test_models_that_cannot_be_loaded(whole, tmp_path):
+    b = (whole[0]/'model.safetensors').read_bytes()
+    for name, content in dict(short=b[:1000], text=b'not a model', checkpoint=(whole[0]/'checkpoint.safetensors').read_bytes()).items():
+        (tmp_path/name).write_bytes(content)
+        with pytest.raises(InputError) as e: load_model(tmp_path/name)
+        assert '\n' not in str(e.value)
+    with pytest.raises(InputError, match='no such file'): load_model(tmp_path)
+
+
+# trouble
+
+def test_nothing_is_overwritten(whole, tmp_path):
+    before = {p: p.read_bytes() for p in whole[0].rglob('*') if p.is_file()}
+    with pytest.raises(InputError, match='already holds a run'): go(TINY, whole[0])
+    with pytest.raises(InputError, match='another recipe.*bs: 6 -> 7'): go(replace(TINY, bs=7), whole[0], resume=True)
+    assert before == {p: p.read_bytes() for p in whole[0].rglob('*') if p.is_file()}
+    (tmp_path/'mine.txt').write_text('mine')
+    for out in (tmp_path, tmp_path/'mine.txt'):
+        with pytest.raises(InputError, match='not an empty folder'): go(TINY, out)
+    with pytest.raises(InputError, match='no run to resume'): go(None, tmp_path/'nowhere', resume=True)
+    with pytest.raises(InputError, match='no recipe'): go(None, tmp_path/'new')
+    with pytest.raises(InputError, match='unknown preset'): go('huge', tmp_path/'new')
+    assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+
+
+def test_other_faces_are_refused(tmp_path):
+    from PIL import Image
+    for n, colour in (('a', 10), ('b', 200)):
+        (tmp_path/n).mkdir()
+        for i in range(12): Image.new('RGB', (40, 40), (colour, 5*i, 90)).save(tmp_path/n/f'{i}.png')
+    with pytest.raises(TrainingInterrupted): go(TINY, tmp_path/'run', data=tmp_path/'a', cbs=[At(1, press())])
+    with pytest.raises(InputError, match='other faces'): go(None, tmp_path/'run', data=tmp_path/'b', resume=True)
+    assert go(None, tmp_path/'run', data=tmp_path/'a', resume=True)['finished']
+
+
+def test_nan_stops_with_the_batch_saved(tmp_path, whole):
+    def after_pred(cb): cb.yb[0][1, 0, 3, 4] = math.nan
+    class Poison(Callback):
+        run_valid = False
+        def after_pred(self):
+            if self.position.job.position.step == 7: after_pred(self)
+    with pytest.raises(InputError) as e: go(TINY, tmp_path/'run', cbs=[Poison()])
+    text, batch = str(e.value), load_file(tmp_path/'run'/'batch.safetensors')
+    assert 'nan' in text and 'face 1' in text and 'batch.safetensors' in text and '\n' not in text
+    assert batch['gt'].isnan().nonzero().tolist() == [[1, 0, 3, 4]] and {'gt', 'm', 'inp', 'out'} == batch.keys()
+    assert all(v.isfinite().all() for v in load_model(tmp_path/'run')[0].state_dict().values())
+    go(None, tmp_path/'run', resume=True)
+    same_files(whole[0], tmp_path/'run')
+
+
+def test_too_large_a_step_is_named_as_such(tmp_path):
+    with pytest.raises(InputError, match='lower lr'): go(replace(TINY, warmup=0, phases=(Phase(1e30, epochs=3),)), tmp_path/'run')
+
+
+def test_disk_fills_up_in_training(tmp_path, monkeypatch, whole):
+    def fill(cb):
+        def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(InputError, match='No space left.*intact') as e: go(TINY, tmp_path/'run', cbs=[At(7, fill)])
+    assert '\n' not in str(e.value)
+    monkeypatch.undo()
+    go(None, tmp_path/'run', resume=True)
+    same_files(whole[0], tmp_path/'run')
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    def denied(*a, **k): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr(tempfile, 'mkstemp', denied)
+    with pytest.raises(InputError, match='Permission denied') as e: go(TINY, tmp_path/'run')
+    assert '\n' not in str(e.value)
+
+
+# progress
+
+def test_lines_and_bar():
+    out = io.StringIO()
+    rows = []
+    for report in (LineReport(every=0, file=out), BarReport(Console(file=out, force_terminal=True, width=160))):
+        with tempfile.TemporaryDirectory() as d: go(replace(TINY, phases=(Phase(1e-3),)), Path(d)/'run', progress=report)
+        rows.append(out.getvalue())
+        out.truncate(0), out.seek(0)
+    assert '\r' not in rows[0] and '6*hole' in rows[0] and 'psnr' in rows[0] and 'left' in rows[0]
+    assert '6*hole' in rows[1] and 'psnr' in rows[1] and 'images/s' in rows[1]
+    assert isinstance(reporter(None), LineReport)
