@@ -261,9 +261,10 @@ def inpaint_batch(
     gt,  # images (B,3,H,W) in [0,1]; values under the hole don't matter
     m,  # masks (B,1,H,W), 1 = known
 ) -> tuple:  # out and comp, both (B,3,H,W), on the model's device
-    "Inpaint with given masks, in eval mode; the model is left in the mode it was in. Raises `InputError` for shapes that don't fit."
+    "Inpaint with given masks, in eval mode; the model is left in the mode it was in. Raises `InputError` for shapes that don't fit and for NaN outside the hole."
     device, was = next(model.parameters()).device, model.training
     (inp, m), (gt, _) = masked_batch(gt.to(device), m.to(device))
+    if not inp.isfinite().all(): raise InputError("a known pixel is NaN or infinite; repair the picture, or make it a part of the hole")
     try: out = model.eval()(inp, m)
     finally: model.train(was)
     return out, clamped_comp(out, gt, m)
