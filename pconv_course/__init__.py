@@ -1,1 +1,17 @@
+"""Image inpainting with partial convolutions (Liu et al. 2018): the library of a course in notebooks.
+
+The names below can be imported from here; each is loaded from its own module when it is first used, so that
+`import pconv_course` stays light and `PartialConv2d` needs torch alone."""
 __version__ = "0.1.0"
+
+_homes = dict(PartialConv2d="pconv", MaskBank="masks", face_dls="data", PConvUNet="unet", InpaintLoss="losses",
+              pconv_learner="learner", Recipe="train", load_model="train")
+
+
+def __getattr__(name):
+    if name not in _homes: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+    return getattr(import_module(f"{__name__}.{_homes[name]}"), name)
+
+
+def __dir__(): return [*globals(), *_homes]

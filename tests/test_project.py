@@ -92,6 +92,16 @@ def test_module_imports_alone(name, tmp_path):
     assert out.returncode == 0, out.stderr
 
 
+def test_package_is_light_and_lazy(tmp_path):
+    "`import pconv_course` loads no torch; the names it offers are the modules' own, and the layer needs no fastai."
+    code = ("import sys, pconv_course as p\nassert 'torch' not in sys.modules\n"
+            "from pconv_course import PartialConv2d\nassert 'torch' in sys.modules and 'fastai' not in sys.modules\n"
+            "assert all(getattr(p, n).__module__ == f'pconv_course.{h}' for n, h in p._homes.items())\n"
+            "assert set(p._homes) <= set(dir(p)) and not hasattr(p, 'nothing')")
+    out = run(sys.executable, "-c", code, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+
+
 def test_one_module_per_chapter():
     "A chapter and its module share the name (01_pconv -> pconv.py), and no module is an orphan."
     exports = {nb.stem: m.group(1) for nb in CHAPTERS if (m := re.search(r"^#\|\s*default_exp\s+(\w+)", "\n".join(map(source, cells(nb))), re.M))}
