@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from .pconv import window_ratio, window_sum
 from .unet import PConvUNet
 
-# %% ../nbs/05_fast.ipynb #fee13ad2
+# %% ../nbs/05_fast.ipynb #e07f3b2c
 def flops(
     f): # a function without arguments
-    "Floating point operations of the convolutions and matrix products that `f()` runs, backward included if it calls it."
+    "Floating point operations of convolutions and matrix products that `f()` runs; of the backward, too, if it calls it."
     with FlopCounterMode(display=False) as counter: f()
     return counter.get_total_flops()
 
@@ -38,7 +38,7 @@ def saved_bytes(
     del result
     return sum(n for ptr, n in kept.items() if ptr not in own)
 
-# %% ../nbs/05_fast.ipynb #c1636de1
+# %% ../nbs/05_fast.ipynb #08aa8cd2
 class _CountKernels(TorchDispatchMode):
     n = 0
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -47,7 +47,7 @@ class _CountKernels(TorchDispatchMode):
 
 def kernels(
     f): # a function without arguments
-    "Number of operations on tensors that `f()` runs, views not counted; on a GPU about the number of kernels it starts."
+    "Number of operations on tensors that `f()` runs, without views; on a GPU about the number of kernels it starts."
     with _CountKernels() as counter: f()
     return counter.n
 
@@ -61,23 +61,24 @@ def cat_conv(
     "conv3x3(cat(nearest x2 of x, skip)), padding 1, as it is written."
     return F.conv2d(torch.cat([F.interpolate(x, scale_factor=2), skip], 1), weight, bias, padding=1)
 
-# %% ../nbs/05_fast.ipynb #a031da2e
+# %% ../nbs/05_fast.ipynb #e2e22d04
 def _plain_convs(model):
     "Replace every PartialConv2d by an nn.Conv2d with the same parameters, and let activations work in place."
     for stage in [*model.enc, *model.dec]:
         c = stage.conv
-        stage.conv = nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, bias=c.bias is not None)
+        stage.conv = nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, bias=False)
         stage.conv.weight, stage.conv.bias, stage.act.inplace = c.weight, c.bias, True
 
-# %% ../nbs/05_fast.ipynb #2cd1757d
+# %% ../nbs/05_fast.ipynb #684141c7
 class PlainUNet(PConvUNet):
-    "The U-Net of nn.Conv2d: same shapes and state dict, zeros in the hole, no mask after that. Base line of speed and quality."
+    "The U-Net of nn.Conv2d: same state dict, zeros in the hole, no mask after that. Base line of speed and quality."
     def __init__(self,
         *args,                   # as in `PConvUNet`
         decoder: str = 'concat', # 'concat': `cat_conv`; 'transposed': `up_cat_conv`; else ValueError
         **kwargs):               # as in `PConvUNet`
         super().__init__(*args, **kwargs)
-        if decoder not in ('concat', 'transposed'): raise ValueError(f"decoder {decoder!r} is unknown; use 'concat' or 'transposed'")
+        if decoder not in ('concat', 'transposed'):
+            raise ValueError(f"decoder {decoder!r} is unknown; use 'concat' or 'transposed'")
         self.config['decoder'] = decoder
         _plain_convs(self)
 
@@ -94,12 +95,12 @@ class PlainUNet(PConvUNet):
         for s in self.dec: x = s.act(s.bn(join(x, feats.pop(), s.conv.weight, s.conv.bias)))
         return x, torch.ones_like(m)
 
-# %% ../nbs/05_fast.ipynb #7b995a16
+# %% ../nbs/05_fast.ipynb #7e2ad2ab
 @torch.no_grad()
 def plan_masks(
     model: nn.Module,  # a `PConvUNet`; only its shapes are used
     m: torch.Tensor):  # mask (B,1,H,W), height and width multiples of 2**depth
-    "Two lists of (ratio, u), (B,1,H,W) each, for the stages of encoder and decoder: the factor of equation 1, the mask of equation 2."
+    "Lists of (ratio, u), (B,1,H,W) each, one for the encoder, one for the decoder: equation 1's factor, equation 2's mask."
     m, formula = m.to(torch.promote_types(m.dtype, torch.float32)), model.config['formula']
     def plan(conv, known, stride=1):
         m_sum = window_sum(known, conv.kernel_size, stride, conv.padding)
@@ -115,9 +116,9 @@ def plan_masks(
         up = dec[-1][1]
     return enc, dec
 
-# %% ../nbs/05_fast.ipynb #c116a768
+# %% ../nbs/05_fast.ipynb #6fbafb86
 def finish(stage, y, u):
-    "The end of a stage, in place: act(BN(y)*u), 0 in holes. Masking before a (leaky) ReLU gives the same values and gradients."
+    "The end of a stage, in place: act(BN(y)*u), 0 in holes; the same as masking after the activation, for (leaky) ReLU."
     if isinstance(stage.bn, nn.BatchNorm2d): y = stage.bn(y).mul_(u.to(y.dtype))
     return F.leaky_relu_(y, stage.act.negative_slope) if isinstance(stage.act, nn.LeakyReLU) else y.relu_()
 
@@ -140,17 +141,17 @@ def up_kernel(
     a = F.pad(flip, (0, 0, 0, 1)) + F.pad(flip, (0, 0, 1, 0))
     return (weight.transpose(0, 1).flatten(2) @ torch.kron(a, a).T).unflatten(2, (4, 4))
 
-# %% ../nbs/05_fast.ipynb #d792a7aa
+# %% ../nbs/05_fast.ipynb #c9a13354
 def _up_conv(x, weight): return F.conv_transpose2d(x, up_kernel(weight), stride=2, padding=1)
 
 def up_conv(
     x: torch.Tensor,       # (B,C_up,H,W)
     weight: torch.Tensor): # (C_out,C_up,3,3)
-    "conv3x3(nearest x2 of x), padding 1: (B,C_out,2H,2W). The 4x4 kernels are made again in the backward instead of being kept."
+    "conv3x3(nearest x2 of x), padding 1: (B,C_out,2H,2W). The 4x4 kernels are not kept: the backward makes them again."
     if torch.compiler.is_compiling() or not weight.requires_grad: return _up_conv(x, weight)
     return checkpoint(_up_conv, x, weight, use_reentrant=False, preserve_rng_state=False)
 
-# %% ../nbs/05_fast.ipynb #d7dbc2db
+# %% ../nbs/05_fast.ipynb #f25c5980
 CONCAT_BELOW = 8 # px
 
 def up_cat_conv(
@@ -159,7 +160,7 @@ def up_cat_conv(
     weight: torch.Tensor,           # (C_out, C_up + C_skip, 3, 3)
     bias: torch.Tensor|None = None  # (C_out,)
 ) -> torch.Tensor:                  # (B,C_out,2H,2W)
-    "What `cat_conv` computes, with nothing enlarged or concatenated where the map from below is `CONCAT_BELOW` px or larger."
+    "What `cat_conv` computes; nothing is enlarged or concatenated where the map from below has `CONCAT_BELOW` px or more."
     if min(x.shape[2:]) < CONCAT_BELOW: return cat_conv(x, skip, weight, bias)
     w_up, w_skip = weight.split([x.shape[1], skip.shape[1]], 1)
     return up_conv(x, w_up).add_(F.conv2d(skip, w_skip, bias, padding=1))
