@@ -6,19 +6,20 @@
 __all__ = ['PARTS', 'FACE_SUFFIXES', 'face_traits', 'draw_face', 'Faces', 'DrawnFaces', 'read_face', 'list_faces', 'FaceFiles',
            'split_ids', 'prepare', 'FaceDL', 'face_dls']
 
-# %% ../nbs/03_data.ipynb #db9d7bed
+# %% ../nbs/03_data.ipynb #fbca1354
 import copy
 import csv
 import io
 import math
 import os
 import re
+import reprlib
 import sys
 import zipfile
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, chain, count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -231,7 +232,7 @@ def at(
     c, s = t.zoom*math.cos(t.tilt), t.zoom*math.sin(t.tilt)
     return np.stack([.5 + c*x - s*y, .89 + s*x + c*y], -1)
 
-# %% ../nbs/03_data.ipynb #8d9affdb
+# %% ../nbs/03_data.ipynb #b39f3251
 @patch
 def paint(self: Canvas):
     "Paint the waiting shapes, in the order in which they came."
@@ -245,11 +246,11 @@ def paint(self: Canvas):
         for q in (right[i:j], left[i:j])[:1 + both]:
             if width: cv2.polylines(self.img, list(q.reshape(-1, *p.shape[-2:])), False, color, max(1, round(width*self.s)), cv2.LINE_AA, 4)
             else: cv2.fillPoly(self.img, [q], color, cv2.LINE_AA, 4)
-            if lit: cv2.fillPoly(self.lit, [q], 255, cv2.LINE_8, 5)
+            if lit: cv2.fillPoly(self.lit, [q], 255, cv2.LINE_AA, 5)
         i = j
     self.shapes = []
 
-# %% ../nbs/03_data.ipynb #1fe8055a
+# %% ../nbs/03_data.ipynb #49557526
 @patch
 def glow(self: Canvas, x, y, rx, ry, amount, tint=(1, 1, 1)):
     "A soft light (`amount` > 0) or shadow (< 0) around (x, y) with the radii rx, ry."
@@ -265,7 +266,7 @@ def shine(self: Canvas):
     m = gauss[:, 1].T @ (gauss[:, 0, :, None]*b[:, None, 4:]).reshape(len(b), -1)
     m = np.clip(128*m + 128.5, 0, 255).astype(np.uint8).reshape(n, n, 3)
     m = cv2.resize(m, (self.s, self.s), interpolation=cv2.INTER_LINEAR_EXACT)
-    lit = cv2.resize(self.lit, (self.s, self.s), interpolation=cv2.INTER_NEAREST)
+    lit = cv2.resize((self.lit > 127).astype(np.uint8), (self.s, self.s), interpolation=cv2.INTER_NEAREST)
     self.img = cv2.copyTo(cv2.multiply(self.img, m, scale=1/128), lit, self.img)
 
 # %% ../nbs/03_data.ipynb #b8de06dc
@@ -278,7 +279,7 @@ def picture(self: Canvas):
     k = (1 + .16*t.light*t.side*g - .22*g*g)[None] + (-.06*t.light*g - .22*g*g)[:, None]
     return np.clip(img*cv2.merge([k, k, k]) + .5, 0, 255).astype(np.uint8)
 
-# %% ../nbs/03_data.ipynb #6c48be4f
+# %% ../nbs/03_data.ipynb #e452eb24
 GRID = (np.arange(64, dtype=np.float32) + .5)/64 - .5
 
 def background(c, t):
@@ -294,7 +295,7 @@ def lamps(wall, t):
     lit = wall.copy()
     for x, y, r, k in t.noise[:, :10].T.tolist():
         color, centre = mix(t.wall, (255, 250, 235), .3 + .6*k), (int(x*1024), int(y*1024))
-        cv2.circle(lit, centre, int((2 + 6*r)*16), color, -1, cv2.LINE_AA, 4)
+        cv2.circle(lit, centre, int((2.5 + 5.5*r)*16), color, -1, cv2.LINE_AA, 4)
     return lit
 
 # %% ../nbs/03_data.ipynb #176e0b73
@@ -530,12 +531,12 @@ def beard(c, t):
         hairs = [[(.006 + .012*k, .176), (.03 + .018*k, .19 + .004*k), (.045 + .02*k, .212)] for k in range(4)]
         c.lines(hairs, mul(color, 1.15), .003, True)
 
-# %% ../nbs/03_data.ipynb #5d1bac69
+# %% ../nbs/03_data.ipynb #cf8774e5
 def full_beard(c, t, color):
     "From ear to ear along the jaw."
     w, j = t.width, t.jaw*t.width
-    outer = smooth([(.248*w, 0), (.248*w, .12), (.215*j, .235), (.145*j, .335 + t.chin), (.06, .395 + t.chin), (0, .405 + t.chin)], False)
-    inner = smooth([(.228*w, 0), (.205*w, .12), (.155, .175), (.1, .18), (.055, .172), (0, .174)], False)
+    outer = smooth([(.248*w, -.03), (.248*w, .12), (.215*j, .235), (.145*j, .335 + t.chin), (.06, .395 + t.chin), (0, .405 + t.chin)], False)
+    inner = smooth([(.222*w, -.01), (.198*w, .11), (.155, .175), (.1, .18), (.055, .172), (0, .174)], False)
     c.both(np.concatenate([outer, inner[::-1]]), color, lit=True)
     k = (np.linspace(-.02, 1.03, 5) + .12*(t.noise[0, :len(outer), None] - .5))[..., None]
     curves = inner[:, None]*(1 - k) + outer[:, None]*k
@@ -641,11 +642,11 @@ def draw_face(
     for part in parts: part(canvas, t)
     return canvas.picture()
 
-# %% ../nbs/03_data.ipynb #6c998383
+# %% ../nbs/03_data.ipynb #94b1d1f9
 def check_size(size, lowest=16):
     "The size as an int, or an `InputError` that says which sizes there are."
     try: ok = int(size) == float(size) and lowest <= int(size) <= 4096
-    except (TypeError, ValueError): ok = False
+    except (TypeError, ValueError, OverflowError): ok = False
     if not ok: raise InputError(f"size {size!r} is not possible; give a whole number of pixels from {lowest} to 4096")
     return int(size)
 
@@ -800,7 +801,7 @@ def list_faces(
     if not names: raise InputError(f"no PNG, JPEG or WebP file in {src}; check the path")
     return names
 
-# %% ../nbs/03_data.ipynb #243aaea3
+# %% ../nbs/03_data.ipynb #3341e7a6
 def harmless(name):
     "The parts of a path from anywhere: no '..', no drive, no character that a file system could misread."
     parts = [p for p in re.split(r"[\\/]", name) if p.strip(". ")]
@@ -814,7 +815,7 @@ def face_ids(
     shared = len(os.path.commonprefix([p[:-1] for p in parts]))
     for p in parts:
         stem, suffix = os.path.splitext("/".join(p[shared:]))
-        others = (f"{stem}-{k}" for k in (suffix[1:].lower(), *range(2, 10**6)))
+        others = (f"{stem}-{k}" for k in chain([suffix[1:].lower()], count(2)))
         ids.append(stem if stem.casefold() not in seen else next(o for o in others if o.casefold() not in seen))
         seen.add(ids[-1].casefold())
     return ids
@@ -879,7 +880,7 @@ def in_ranges(text):
     number = lambda i: int((re.findall(r"\d+$", i) or [-1])[0])
     return lambda i: any(lo <= number(i) <= hi for lo, hi in ranges)
 
-# %% ../nbs/03_data.ipynb #43e5894d
+# %% ../nbs/03_data.ipynb #b00192ab
 def split_ids(
     ids,  # names of all faces
     valid=0.1,  # held out: a fraction, ranges of the number an id ends in ('800-898', '0-9,50-59'), or a list of ids
@@ -891,7 +892,7 @@ def split_ids(
     else: held = held_fraction(ids, valid, seed)
     if unknown := sorted(map(str, held - set(ids))): raise InputError(f"no face has the id {unknown[0]!r}; ids look like {ids[0]!r}")
     sides = [i for i in ids if i not in held], [i for i in ids if i in held]
-    if not all(sides): raise InputError(f"valid={valid!r} leaves {len(sides[0])} faces to train on and {len(sides[1])} to hold out; "
+    if not all(sides): raise InputError(f"valid={reprlib.repr(valid)} leaves {len(sides[0])} faces to train on and {len(sides[1])} to hold out; "
                                         f"choose another split (ids look like {ids[0]!r})")
     return sides
 
@@ -947,14 +948,13 @@ def prepare_one(files, item, dst, size, suffix):
     with atomic_path(dst/"faces"/f"{i}{suffix}") as tmp: tmp.write_bytes(data.getvalue())
     return dict(zip(COLUMNS, (i, name, weight, w, h, data.tell(), sha256_of(data.getvalue()))))
 
-# %% ../nbs/03_data.ipynb #9538e9aa
+# %% ../nbs/03_data.ipynb #bee0b5f2
 def prepare_all(files, todo, dst, size, suffix, workers, done):
     "Prepare the items `todo`, note each face in faces.csv.part, call `done()` after each file; returns the quarantine."
     quarantine, pool = [], ThreadPoolExecutor(max(1, workers))
     try:
         with (dst/"faces.csv.part").open("a", newline="", encoding="utf-8") as f:
             rows = csv.DictWriter(f, COLUMNS)
-            f.write("\n")  # ends a row that a kill has cut off
             for job in as_completed([pool.submit(prepare_one, files, k, dst, size, suffix) for k in todo]):
                 row = job.result()
                 quarantine.append(row) if "reason" in row else rows.writerow(row)
@@ -978,13 +978,17 @@ def watching(progress, total, before):
     elif callable(progress): yield lambda: progress(next(count), total)
     else: yield lambda: None
 
-# %% ../nbs/03_data.ipynb #5fa7eda0
+# %% ../nbs/03_data.ipynb #7f8b7d38
+def write_rows(path, rows):
+    "Write a csv with `COLUMNS` and these rows, atomically."
+    with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
+        csv.DictWriter(f, COLUMNS).writerows([dict(zip(COLUMNS, COLUMNS)), *rows])
+
 def report(dst, settings, rows, quarantine, held, valid, seed):
     "Write quarantine.json, faces.csv and, last, manifest.json, which it returns."
     write_json(dst/"quarantine.json", quarantine)
     if not rows: raise InputError(f"none of the {len(quarantine)} files could be used; the first: {quarantine[0]['reason']}")
-    with atomic_path(dst/"faces.csv") as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
-        csv.DictWriter(f, COLUMNS).writerows([dict(zip(COLUMNS, COLUMNS)), *rows])
+    write_rows(dst/"faces.csv", rows)
     sizes, ids = [f"{r['width']}x{r['height']}" for r in rows], [r["id"] for r in rows]
     manifest = dict(settings, count=len(rows), quarantined=len(quarantine), original_sizes={s: sizes.count(s) for s in sorted(set(sizes))},
                     sha256=sha256_of("".join(f"{r['id']} {r['sha256']}\n" for r in rows).encode()), split=valid, seed=seed,
@@ -993,7 +997,7 @@ def report(dst, settings, rows, quarantine, held, valid, seed):
     (dst/"faces.csv.part").unlink(missing_ok=True)
     return manifest
 
-# %% ../nbs/03_data.ipynb #7389857d
+# %% ../nbs/03_data.ipynb #24986828
 def prepare(
     src,  # folder or zip of PNG, JPEG and WebP files
     dst,  # folder to make, or to continue; any other content is refused
@@ -1012,6 +1016,7 @@ def prepare(
     held = set(split_ids(files.ids, valid, seed)[1])
     claim(dst, settings)
     rows = finished(dst, files, suffix)
+    write_rows(dst/"faces.csv.part", rows.values())
     todo = [k for k, i in enumerate(files.ids) if i not in rows]
     with watching(progress, len(files), len(rows)) as done:
         quarantine = prepare_all(files, todo, dst, size, suffix, workers or os.cpu_count() or 1, done)
@@ -1070,14 +1075,14 @@ def __iter__(self: FaceDL):
     try: yield from TfmdDL.__iter__(self)
     except InputError as e: raise InputError(str(e).strip().split("InputError: ")[-1]) from e
 
-# %% ../nbs/03_data.ipynb #d5afd10a
+# %% ../nbs/03_data.ipynb #1ae5f9d1
 def open_faces(src, size, n=None, seed=0):
     "The dataset that `src` names: 'drawn', a folder, a zip, or a dataset; at most `n` faces."
     if isinstance(src, Faces): faces = src
     elif src == "drawn": return DrawnFaces(1000 if n is None else n, size, seed)
     else: faces = FaceFiles(src, check_size(size))
     if n is None or n >= len(faces): return faces
-    return faces.subset(sorted(sorted(faces.ids, key=lambda i: hash01(i, seed))[:n]))
+    return faces.subset(sorted(sorted(faces.ids, key=lambda i: hash01(i, f"sample {seed}"))[:n]))
 
 # %% ../nbs/03_data.ipynb #d1fdc3be
 def face_dls(

@@ -1,0 +1,598 @@
+"""Faces: drawn ones, files from anywhere, prepare under bad conditions, DataLoaders that repeat themselves."""
+import csv
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pconv_course import core, data
+from pconv_course.core import InputError, read_json, sha256_of
+from pconv_course.data import (FaceDL, FaceFiles, DrawnFaces, draw_face, face_dls, face_ids, face_traits, list_faces, prepare,
+                               read_face, split_ids)
+
+ONE_LINE = r"\A[^\n]{10,400}\Z"
+FINGERPRINT = "fd32288d22080e425c3c40469ba02349041642d09fa1fb40ab70e9747959da43"
+
+
+def one_line(e): return isinstance(e.value, InputError) and "\n" not in str(e.value) and len(str(e.value)) < 500
+
+
+def write(path, img, **kw):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (img if isinstance(img, Image.Image) else Image.fromarray(img)).save(path, **kw)
+    return path
+
+
+def tree(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def album(tmp_path):
+    "Twelve drawn photographs of 40 to 62 px in two folders, and one broken file."
+    for i in range(12): write(tmp_path / "src" / ("ab"[i % 2]) / f"{i:03d}.jpg", draw_face(i, 40 + 2*i), quality=90)
+    (tmp_path / "src" / "a" / "broken.jpg").write_bytes(b"\xff\xd8\xff" + b"nothing")
+    return tmp_path / "src"
+
+
+# Drawn faces
+
+def fingerprint(): return sha256_of(b"".join(draw_face(s, size).tobytes() for s in range(20) for size in (32, 64)))
+
+
+def test_same_bits_everywhere():
+    "The forty pictures of the lesson, bit for bit; the stored hash was equal with OpenCV 4.10 and 5.0."
+    assert fingerprint() == FINGERPRINT
+
+
+def test_same_bits_in_another_process_and_with_other_threads():
+    code = "import cv2, sys; cv2.setNumThreads(int(sys.argv[1])); sys.path.insert(0, sys.argv[2]); import test_data; print(test_data.fingerprint())"
+    out = [subprocess.run([sys.executable, "-W", "ignore", "-c", code, n, str(Path(__file__).parent)], capture_output=True, text=True, check=True).stdout.split()[-1]
+           for n in ("1", "4")]
+    assert out[0] == out[1] == fingerprint()
+
+
+@pytest.mark.parametrize("size", [16, 17, 31, 48, 63, 64, 65, 100, 128, 200, 512])
+def test_every_size(size):
+    a = draw_face(5, size)
+    assert a.shape == (size, size, 3) and a.dtype == np.uint8 and a.std() > 20
+    small = np.asarray(Image.fromarray(draw_face(5, 256)).resize((16, 16), Image.Resampling.BOX), float)
+    assert np.abs(np.asarray(Image.fromarray(a).resize((16, 16), Image.Resampling.BOX), float) - small).mean() < 6
+
+
+def test_every_trait_paints_and_shows():
+    "Each style, hat, beard, kind of glasses and clothes gives a picture of its own."
+    base = dict(style="short", hat="none", beard="none", glasses="none", wear="crew", fem=False)
+    options = dict(style=sorted({s for d in data.STYLES for s in d}), hat=["none", *data.HATS], wear=list(data.DROPS),
+                   beard=["none", "stubble", "full", "goatee", "moustache"], glasses=["none", "round", "square", "sun"])
+    for trait, values in options.items():
+        seen = {draw_face(3, 64, **{**base, trait: v}).tobytes() for v in values}
+        assert len(seen) == len(values), trait
+    assert set(data.LOCKS) >= {n for names in data.LAYERS.values() for n in names}
+
+
+def test_all_faces_are_different_people():
+    a = np.stack([draw_face(s, 32) for s in range(200)]).astype(float)
+    d = np.abs(a[:, None] - a[None]).mean((2, 3, 4)) + 1e9*np.eye(200)
+    assert d.min() > 4
+    assert len({face_traits(s).style for s in range(300)}) > 12
+
+
+def test_painting_draws_no_random_number():
+    "Leaving out a part changes nothing that the other parts do."
+    with_hat, without = (draw_face(8, 64, hat=h)[40:] for h in ("beanie", "none"))
+    assert (with_hat[-8:] == without[-8:]).all()
+    state = np.random.get_state()[1].copy()
+    torch_state = torch.get_rng_state()
+    draw_face(8)
+    assert (np.random.get_state()[1] == state).all() and torch.equal(torch.get_rng_state(), torch_state)
+
+
+@pytest.mark.parametrize("size", [0, -1, 15, 4097, 64.5, "x", None, float("nan"), float("inf")])
+def test_impossible_sizes(size, album):
+    for f in (lambda: draw_face(0, size), lambda: DrawnFaces(3, size), lambda: face_dls(size=size), lambda: prepare(album, album.parent / "o", size=size),
+              *([lambda: FaceFiles(album, size)] if size not in (None, 0) else [])):
+        with pytest.raises(InputError) as e: f()
+        assert one_line(e)
+    assert not (album.parent / "o").exists()
+
+
+def test_drawn_faces_dataset():
+    a, b = DrawnFaces(20, 32, seed=1), DrawnFaces(20, 32, seed=2)
+    assert len(a) == 20 and a[0].shape == (3, 32, 32) and a[0].dtype == torch.float32 and 0 <= a[0].min() and a[0].max() <= 1
+    assert torch.equal(a[-1], a[19]) and len({a[i].numpy().tobytes() for i in range(20)} | {b[i].numpy().tobytes() for i in range(20)}) == 40
+    part = a.subset(a.ids[5:8])
+    assert part.ids == a.ids[5:8] and torch.equal(part[0], a[5]) and len(part.new_empty()) == 0
+    again = pickle.loads(pickle.dumps(a))
+    assert torch.equal(again[3], a[3]) and not pickle.loads(pickle.dumps(a)).kept
+    with pytest.raises(IndexError): a[20]
+
+
+# One file
+
+MODES = dict(L=("png", "jpg", "webp"), RGB=("png", "jpg", "webp"), RGBA=("png", "webp"), LA=("png",), P=("png",), CMYK=("jpg",), **{"1": ("png",), "I;16": ("png",)})
+
+
+@pytest.mark.parametrize("mode,suffix", [(m, s) for m, ss in MODES.items() for s in ss])
+def test_every_mode_becomes_rgb(mode, suffix, tmp_path):
+    grey = Image.fromarray(draw_face(1, 64)).convert("L")
+    img = Image.fromarray(np.asarray(grey).astype(np.uint16)*257) if mode == "I;16" else (grey if mode in ("L", "LA", "1", "I;16") else Image.fromarray(draw_face(1, 64)))
+    want = np.asarray(img.convert("1").convert("RGB") if mode == "1" else grey.convert("RGB") if mode in ("L", "LA", "I;16") else img, float)
+    path = write(tmp_path / f"x.{suffix}", img if mode == "I;16" else img.quantize(256) if mode == "P" else img.convert(mode), **({} if suffix == "png" else dict(quality=95)))
+    got = read_face(path, 64)
+    assert got.mode == "RGB" and got.size == (64, 64)
+    assert np.abs(np.asarray(got, float) - want).mean() < (12 if mode == "P" else 4)
+
+
+def test_transparency_is_white_also_in_palettes_and_tRNS(tmp_path):
+    img = Image.new("RGBA", (32, 32), (10, 200, 10, 0))
+    img.paste((200, 10, 10, 255), (0, 0, 16, 32))
+    for name, im, kw in (("rgba", img, {}), ("p", img.convert("RGB").quantize(4), dict(transparency=None)),):
+        if name == "p": kw = dict(transparency=im.getpixel((20, 5)))
+        a = np.asarray(read_face(write(tmp_path / f"{name}.png", im, **kw)))
+        assert a[5, 20].tolist() == [255, 255, 255] and a[5, 5, 0] > 180 and a[5, 5, 1] < 40
+    rgb = np.full((32, 32, 3), 7, np.uint8)
+    a = np.asarray(read_face(write(tmp_path / "trns.png", rgb, transparency=(7, 7, 7))))
+    assert (a == 255).all()
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+@pytest.mark.parametrize("shape", [(64, 64), (48, 80), (81, 50)])
+def test_exif_orientation(code, shape, tmp_path):
+    "Upright whatever the tag says: equal to Pillow's own transposition of the whole picture, then cropped."
+    from PIL import ImageOps
+    img = Image.fromarray(draw_face(2, 96)).resize(shape)
+    exif = Image.Exif()
+    exif[274] = code
+    path = write(tmp_path / "x.png", img, exif=exif)
+    want = ImageOps.exif_transpose(Image.open(path))
+    assert np.array_equal(read_face(path), want)
+    got, k = np.asarray(read_face(path, 32), float), min(want.size)
+    box = ((want.size[0] - k)/2, (want.size[1] - k)/2, (want.size[0] + k)/2, (want.size[1] + k)/2)
+    assert np.abs(got - np.asarray(want.resize((32, 32), Image.Resampling.LANCZOS, box=box), float)).max() <= 1
+
+
+def test_damaged_exif_is_no_reason(tmp_path):
+    path = write(tmp_path / "x.jpg", draw_face(2, 64), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff rubbish")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_face(path, 32).size == (32, 32)
+
+
+def test_large_jpeg_shrinks_while_decoding(tmp_path):
+    "20,000 px on a side: 1.2 GB decoded, a few MB by the way JPEG offers."
+    strip = Image.new("RGB", (20000, 4000), (200, 120, 90))
+    path = write(tmp_path / "huge.jpg", strip, quality=30)
+    start = time.time()
+    assert np.abs(np.asarray(read_face(path, 64), int) - (200, 120, 90)).max() < 8 and time.time() - start < 20
+    write(tmp_path / "progressive.jpg", Image.new("L", (16000, 7000)), progressive=True, quality=10)
+    with pytest.raises(InputError, match="fill the memory"): read_face(tmp_path / "progressive.jpg", 64)
+
+
+def png_header(w, h):
+    import struct
+    import zlib
+    chunk = lambda kind, d: struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", w, h, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"\0"))
+
+
+@pytest.mark.parametrize("content,why", [(b"", "empty"), (b"hello world", "not a PNG"), (png_header(20000, 20000), "memory"), (png_header(1, 1), "1x1"),
+                                         (png_header(64, 64), "truncated|broken|decoder"), (b"GIF89a" + bytes(99), "not a PNG")])
+def test_unusable_files(content, why, tmp_path):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match=why) as e: read_face(tmp_path / "x.png", 32)
+    assert one_line(e) and "x.png" in str(e.value)
+    with pytest.raises(InputError): read_face(tmp_path / "missing.png", 32)
+    with pytest.raises(InputError): read_face(tmp_path, 32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.floats(0, 1), st.integers(0, 255), st.booleans())
+def test_damaged_bytes_are_read_or_refused(kind, where, byte, cut):
+    "Whatever a damaged file holds: a picture, or one clear line; never another error."
+    f = io.BytesIO()
+    Image.fromarray(draw_face(4, 48)).save(f, kind)
+    b = bytearray(f.getvalue())
+    at = int(where*(len(b) - 1))
+    b = b[:at] if cut else b[:at] + bytes([byte]) + b[at + 1:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try: assert read_face(io.BytesIO(bytes(b)), 32).size == (32, 32)
+        except InputError as e: assert "\n" not in str(e)
+
+
+# Folders and zips
+
+def test_folder_and_zip_agree(album):
+    (album / "a" / ".hidden.jpg").write_bytes(b"x")
+    (album / ".git").mkdir()
+    (album / ".git" / "x.jpg").write_bytes(b"x")
+    (album / "a" / "notes.txt").write_text("x")
+    z = album.parent / "src.zip"
+    with zipfile.ZipFile(z, "w") as f:
+        for p in sorted(album.rglob("*")): f.write(p, "top/" + p.relative_to(album).as_posix())
+        f.writestr("__MACOSX/top/a/._000.jpg", b"x")
+    a, b = FaceFiles(album, 32), FaceFiles(z, 32)
+    assert a.ids == b.ids and len(a) == 13 and a.ids[0] == "a/000"
+    for i in range(12):
+        if "broken" not in a.ids[i]: assert torch.equal(a[i], b[i])
+    assert torch.equal(pickle.loads(pickle.dumps(b))[1], b[1])
+    assert a.pixels(0) is a.pixels(0), "the second epoch must cost nothing"
+
+
+def test_bad_sources(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.zip").write_text("no zip")
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    with zipfile.ZipFile(tmp_path / "cut.zip", "w") as z: z.writestr("x.jpg", os.urandom(999))
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "cut.zip").read_bytes()[:500])
+    for src in ("missing", "empty", "text.zip", "empty.zip", "cut.zip"):
+        for f in (lambda s: FaceFiles(s, 32), lambda s: face_dls(s, 32), list_faces, lambda s: prepare(s, tmp_path / "out")):
+            with pytest.raises(InputError) as e: f(tmp_path / src)
+            assert one_line(e), e.value
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read and write everything")
+def test_unreadable_and_unwritable_for_real(album):
+    album.chmod(0)
+    with pytest.raises(InputError): FaceFiles(album)
+    album.chmod(0o755)
+    (locked := album.parent / "locked").mkdir(mode=0o555)
+    with pytest.raises(InputError) as e: prepare(album, locked / "out")
+    assert one_line(e)
+
+
+def test_no_permission(album, monkeypatch):
+    def denied(*a, **k): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(InputError, match="Permission denied") as e: FaceFiles(album)
+    assert one_line(e)
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(InputError, match="Permission denied") as e: prepare(album, album.parent / "out")
+    assert one_line(e)
+
+
+NAME = st.text(st.sampled_from("aAbBé/\\.: *?_-0\u202e\n"), min_size=1, max_size=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.builds(lambda n, s: n + s, NAME, st.sampled_from([".jpg", ".PNG", ".webp"])), min_size=1, max_size=12, unique=True))
+def test_ids_are_unique_and_harmless(names):
+    ids = face_ids(names)
+    assert len({i.casefold() for i in ids}) == len(names)
+    root = Path("/somewhere/faces")
+    for i in ids:
+        assert root in Path(os.path.normpath(root / f"{i}.jpg")).parents and not re_bad(i)
+    assert face_ids(names) == ids
+
+
+def test_ids_of_a_large_collection_take_no_time():
+    start = time.process_time()
+    assert len(set(face_ids([f"{i % 500}.{s}" for i in range(25000) for s in ("jpg", "png")]))) == 50000
+    assert len(set(face_ids([f"ffhq/{i:05d}.png" for i in range(52000)]))) == 52000
+    assert time.process_time() - start < 15
+
+
+def re_bad(i): return any(c in i for c in '<>:"|?*\\\n') or any(part in ("", ".", "..") for part in i.split("/")[:-1])
+
+
+def test_zip_slip_is_harmless(tmp_path):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as z:
+        for n in ("../../evil.png", "/abs/evil.png", "C:\\evil.png", "ok/../../x.png"):
+            f = io.BytesIO()
+            Image.fromarray(draw_face(len(n), 32)).save(f, "PNG")
+            z.writestr(n, f.getvalue())
+    m = prepare(tmp_path / "evil.zip", tmp_path / "deep" / "deeper" / "out", size=32, valid=.3)
+    assert m["count"] == 4
+    outside = [p for p in tmp_path.rglob("*") if p.is_file() and (tmp_path / "deep" / "deeper" / "out") not in p.parents]
+    assert [p.name for p in outside] == ["evil.zip"] and not Path("/abs").exists()
+
+
+def test_zip_that_claims_too_much(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("a.png", bytes(10**6))
+        z.writestr("b.png", b"x")
+    faces = FaceFiles(tmp_path / "z.zip", 32)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *a: pytest.fail("it was unpacked"))
+    faces.unzipped().getinfo("a.png").file_size = 10**9
+    with pytest.raises(InputError, match="larger than 300 MB"): faces[0]
+
+
+# Split
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.text("abc01/", min_size=1, max_size=6), min_size=2, max_size=60), st.floats(.05, .9), st.integers(0, 5))
+def test_split_is_a_stable_partition(ids, fraction, seed):
+    ids = sorted(ids)
+    try: train, valid = split_ids(ids, fraction, seed)
+    except InputError: return
+    assert sorted(train + valid) == ids and train and valid and split_ids(ids, str(fraction), seed) == (train, valid)
+    more = ids + ["new/x", "new/y"]
+    if len(valid) > 1: assert set(valid) <= set(split_ids(more, fraction, seed)[1])
+
+
+def test_split_by_number_and_list():
+    ids = [f"{i:05d}" for i in range(0, 1000, 7)]
+    train, valid = split_ids(ids, "800-898")
+    assert all(800 <= int(i) <= 898 for i in valid) and not any(800 <= int(i) <= 898 for i in train)
+    assert split_ids(ids, "0-6, 994-999")[1] == ["00000", "00994"]
+    assert split_ids(ids, ids[3:5])[1] == ids[3:5]
+    for bad in ("1-2", "-5", "a-b", [], ["nobody"], ids, 0, 1, -1, float("nan"), object(), "0-99999"):
+        with pytest.raises(InputError) as e: split_ids(ids, bad)
+        assert one_line(e)
+    share = len(split_ids([str(i) for i in range(20000)], .1)[1])/20000
+    assert abs(share - .1) < .01
+
+
+# Preparing
+
+def test_prepare(album):
+    out, calls = album.parent / "out", []
+    m = prepare(album, out, size=32, valid=.25, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 13) for i in range(13)]
+    assert (m["count"], m["quarantined"], m["size"]) == (12, 1, 32) and m == read_json(out / "manifest.json")
+    assert sorted(m["train"] + m["valid"]) == sorted(i for i in FaceFiles(album).ids if "broken" not in i)
+    assert m["original_sizes"] == {f"{s}x{s}": 1 for s in range(40, 63, 2)}
+    assert read_json(out / "quarantine.json")[0]["source"] == "a/broken.jpg"
+    rows = list(csv.DictReader((out / "faces.csv").open(encoding="utf-8")))
+    assert [r["sha256"] for r in rows] == [sha256_of(out / "faces" / f"{r['id']}.jpg") for r in rows]
+    assert m["sha256"] == sha256_of("".join(f"{r['id']} {r['sha256']}\n" for r in rows).encode())
+    assert sorted(p.name for p in out.iterdir()) == ["faces", "faces.csv", "manifest.json", "quarantine.json", "settings.json"]
+    text = "".join(p.read_text(encoding="utf-8") for p in out.glob("*.*"))
+    assert str(album.parent) not in text, "no path of this machine in what is shared"
+    faces = FaceFiles(out, 32)
+    assert len(faces) == 12 and faces.split == (m["train"], m["valid"])
+    assert np.abs(np.asarray(faces[0].permute(1, 2, 0)*255) - np.asarray(read_face(album / "a" / "000.jpg", 32), float)).mean() < 4
+
+
+def test_prepare_again_changes_nothing_and_adds_what_is_new(album):
+    out = album.parent / "out"
+    prepare(album, out, size=32)
+    before, stamps = tree(out), {p: p.stat().st_mtime_ns for p in (out / "faces").rglob("*.jpg")}
+    prepare(album, out, size=32)
+    assert tree(out) == before and all(p.stat().st_mtime_ns == t for p, t in stamps.items())
+    write(album / "c" / "new.png", draw_face(99, 64))
+    write(album / "a" / "000.jpg", draw_face(98, 64), quality=90)
+    m = prepare(album, out, size=32)
+    assert m["count"] == 13
+    prepare(album, album.parent / "fresh", size=32)
+    assert tree(out) == tree(album.parent / "fresh")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_parallel_equals_sequential(album, workers, suffix):
+    prepare(album, album.parent / "one", size=32, workers=workers, suffix=suffix)
+    prepare(album, album.parent / "two", size=32, suffix=suffix)
+    assert tree(album.parent / "one") == tree(album.parent / "two")
+
+
+KILLED = """
+import sys, time
+from pconv_course import data
+slow = data.prepare_one
+def prepare_one(*a):
+    time.sleep(.05)
+    return slow(*a)
+data.prepare_one = prepare_one
+data.prepare(sys.argv[1], sys.argv[2], size=32, workers=2, progress=lambda done, total: print(done, flush=True))
+"""
+
+
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_kill_dash_nine(album, at):
+    "Killed without warning in another process, then repeated: every byte as if nothing had happened."
+    out, straight = album.parent / "out", album.parent / "straight"
+    run = subprocess.Popen([sys.executable, "-W", "ignore", "-c", KILLED, album, out], stdout=subprocess.PIPE, text=True)
+    for line in run.stdout:
+        if int(line) == at: break
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    assert (out / "faces.csv.part").exists() and not (out / "manifest.json").exists()
+    with pytest.raises(InputError, match="not finished"): face_dls(out, 32)
+    (out / "faces" / "a" / ".002-abcd1234.jpg").parent.mkdir(parents=True, exist_ok=True)
+    (out / "faces" / "a" / ".002-abcd1234.jpg").write_bytes(b"half")
+    with (out / "faces.csv.part").open("a") as f: f.write('a/010,"a/0')
+    done = []
+    prepare(album, out, size=32, progress=lambda d, total: done.append(d))
+    assert len(done) < 13, "finished faces must not be made again"
+    prepare(album, straight, size=32)
+    assert tree(out) == tree(straight)
+
+
+def test_a_face_lost_after_the_row_is_made_again(album):
+    out = album.parent / "out"
+    prepare(album, out, size=32)
+    before = tree(out)
+    (out / "faces/a/000.jpg").unlink()
+    (out / "faces/a/002.jpg").write_bytes(b"")
+    prepare(album, out, size=32)
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_full_disk(album, monkeypatch, error):
+    "Writing fails after the fifth face: one line, what is done stays, and the same command goes on from there."
+    out, real, left = album.parent / "out", os.fsync, [6]
+    def fsync(fd):
+        left[0] -= 1
+        if left[0] <= 0: raise error
+        return real(fd)
+    monkeypatch.setattr(core.os, "fsync", fsync)
+    with pytest.raises(InputError, match=error.strerror) as e: prepare(album, out, size=32, workers=1)
+    assert one_line(e)
+    kept = [p for p in (out / "faces").rglob("*.jpg") if not p.name.startswith(".")]
+    assert 0 < len(kept) < 6 and not [p for p in out.rglob(".*")]
+    monkeypatch.undo()
+    prepare(album, out, size=32)
+    prepare(album, album.parent / "straight", size=32)
+    assert tree(out) == tree(album.parent / "straight")
+
+
+def test_journal_cannot_be_written(album, monkeypatch):
+    real = Path.open
+    def full(self, mode="r", *a, **k):
+        if "a" in mode: raise OSError(28, "No space left on device")
+        return real(self, mode, *a, **k)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match="No space") as e: prepare(album, album.parent / "out", size=32)
+    assert one_line(e)
+
+
+def test_folders_that_are_not_ours(album):
+    for name, content in (("notes", "thesis.txt"), ("other", "settings.json"), ("list", "settings.json")):
+        d = album.parent / name
+        d.mkdir()
+        (d / content).write_text({"notes": "all my work", "other": '{"editor": "vim"}', "list": "[1]"}[name])
+        with pytest.raises(InputError, match="not ours") as e: prepare(album, d, size=32)
+        assert one_line(e) and [p.name for p in d.iterdir()] == [content]
+    (album.parent / "file").write_text("x")
+    with pytest.raises(InputError): prepare(album, album.parent / "file", size=32)
+    for inside in (album, album / "out", album / "a" / "out"):
+        with pytest.raises(InputError, match="inside"): prepare(album, inside, size=32)
+    (album.parent / "empty").mkdir()
+    (album.parent / "empty" / ".DS_Store").write_bytes(b"x")
+    assert prepare(album, album.parent / "empty", size=32)["count"] == 12
+    for change in (dict(size=48), dict(size=32, suffix=".png")):
+        with pytest.raises(InputError, match="was made with") as e: prepare(album, album.parent / "empty", **change)
+        assert one_line(e)
+
+
+def test_nothing_usable(tmp_path):
+    for i in range(3): (tmp_path / f"{i}.jpg").parent.mkdir(exist_ok=True), (tmp_path / f"{i}.jpg").write_bytes(b"?")
+    with pytest.raises(InputError, match="none of the 3"): prepare(tmp_path, tmp_path.parent / "none_out", size=32)
+    assert len(read_json(tmp_path.parent / "none_out" / "quarantine.json")) == 3
+
+
+def test_interrupt_leaves_no_thread(album):
+    import threading
+    def stop(done, total): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): prepare(album, album.parent / "out", size=32, progress=stop)
+    assert threading.active_count() < 5
+
+
+# DataLoaders
+
+def batches(dl): return torch.cat([b[0] for b in dl])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches(album, workers):
+    prepare(album, album.parent / "out", size=32)
+    dls = face_dls(album.parent / "out", size=32, bs=4, num_workers=workers, device="cpu", valid=.3)
+    b = dls.one_batch()
+    assert type(b) is tuple and len(b) == 1 and type(b[0]) is torch.Tensor and b[0].shape == (4, 3, 32, 32) and b[0].dtype == torch.float32
+    assert dls.n_inp == 1 and dls.train.epoch == 0
+    assert len(batches(dls.valid)) == len(dls.valid_ds) and len(batches(dls.train)) == len(dls.train)*4
+    assert dls.train.epoch == 1
+
+
+def test_workers_see_the_same_batches():
+    zero, two = (face_dls(n=30, size=16, bs=4, num_workers=w, device="cpu", flip=True) for w in (0, 2))
+    for epoch in range(2): assert torch.equal(batches(zero.train), batches(two.train)), epoch
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def epochs(seed, start=0, n=3, noise=False):
+        dl = FaceDL(DrawnFaces(24, 16), bs=8, shuffle=True, flip=True, seed=seed)
+        out = []
+        for e in range(start, n):
+            dl.set_epoch(e)
+            if noise: torch.rand(3), np.random.rand(), dl.one_batch()
+            out.append(batches(dl))
+        return out
+    a = epochs(0)
+    assert all(torch.equal(x, y) for x, y in zip(a, epochs(0, noise=True))) and torch.equal(a[2], epochs(0, start=2)[0])
+    assert not torch.equal(a[0], a[1]) and not torch.equal(a[0], epochs(1)[0])
+    free = FaceDL(DrawnFaces(24, 16), bs=8, shuffle=True, flip=True, seed=0)
+    assert all(torch.equal(x, batches(free)) for x in a), "without set_epoch the epochs count themselves"
+
+
+def test_skip_goes_on_in_the_middle():
+    dl = FaceDL(DrawnFaces(24, 16), bs=5, shuffle=True, flip=True, seed=3)
+    whole = [b[0] for b in dl]
+    dl.set_epoch(0, skip=2)
+    rest = [b[0] for b in dl]
+    assert len(whole) == 5 and len(rest) == 3 and all(torch.equal(a, b) for a, b in zip(whole[2:], rest))
+    assert (dl.epoch, dl.skip) == (1, 0)
+
+
+def test_flips_half_and_only_in_training():
+    dl = FaceDL(DrawnFaces(200, 16), bs=200, flip=True)
+    plain = torch.stack(list(dl.dataset))
+    flipped = (batches(dl) != plain).flatten(1).any(1)
+    assert .35 < flipped.float().mean() < .65 and torch.equal(batches(dl)[0].flip(-1) if dl.coins[0] else batches(dl)[0], plain[0]) is not None
+    dls = face_dls(n=40, size=16, bs=40, device="cpu", flip=True)
+    assert torch.equal(batches(dls.valid), torch.stack(list(dls.valid_ds)))
+
+
+def test_small_and_impossible_sets(album):
+    dls = face_dls(n=3, size=16, bs=16, device="cpu", valid=.4)
+    assert len(batches(dls.train)) == len(dls.train_ds), "fewer faces than a batch still train"
+    for bad in (dict(n=1), dict(n=0), dict(bs=0), dict(valid="7000-8000"), dict(src="nowhere"), dict(src=album, size=0)):
+        with pytest.raises(InputError) as e: face_dls(**{**dict(device="cpu", size=16), **bad})
+        assert one_line(e)
+
+
+def test_n_takes_a_sample_not_the_beginning(tmp_path):
+    for i in range(40): write(tmp_path / f"{i:03d}.png", np.full((16, 16, 3), i, np.uint8))
+    dls = face_dls(tmp_path, 16, bs=2, n=10, device="cpu", valid=.3)
+    ids = sorted(dls.train_ds.ids + dls.valid_ds.ids)
+    assert len(ids) == 10 and int(ids[-1]) > 20 and not {i for i in dls.train_ds.ids} & set(dls.valid_ds.ids)
+    fewer = face_dls(tmp_path, 16, bs=2, n=8, device="cpu", valid=.3)
+    assert set(fewer.train_ds.ids + fewer.valid_ds.ids) < set(ids)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_is_one_line_even_from_a_worker(album, workers):
+    dls = face_dls(album, 32, bs=4, num_workers=workers, device="cpu", valid=["a/000"])
+    dls.train.drop_last = False
+    with pytest.raises(InputError, match="broken.jpg") as e: batches(dls.train)
+    assert one_line(e) and str(e.value).startswith("cannot use a/broken.jpg")
+
+
+def test_fastai_trains_exports_and_shows(tmp_path):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from fastai.callback.progress import ProgressCallback  # noqa: F401 (it brings no_bar and no_logging)
+    from fastai.callback.core import Callback
+    from fastai.learner import Learner
+
+    class Target(Callback):
+        def before_batch(self): self.learn.yb = self.xb
+    dls = face_dls(n=24, size=16, bs=4, device="cpu")
+    learn = Learner(dls, torch.nn.Conv2d(3, 3, 3, padding=1), loss_func=torch.nn.functional.mse_loss, path=tmp_path, cbs=Target())
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
+    assert learn.recorder.values[1][0] < learn.recorder.values[0][0] and dls.train.epoch == 2
+    learn.remove_cb(Target)
+    learn.export("x.pkl")
+    dls.show_batch(max_n=3)
+    assert len(plt.gcf().axes) == 3 and plt.gcf().axes[0].images[0].get_array().shape == (16, 16, 3)
+    plt.close("all")
+    pickle.loads(pickle.dumps(dls.train))
+    copy = dls.train.new(shuffle=False)
+    assert (copy.seed, copy.epoch) == (dls.train.seed, dls.train.epoch) and len(batches(copy)) == 20
+
+
+def test_prepared_split_is_used(album):
+    m = prepare(album, album.parent / "out", size=32, valid=.4)
+    dls = face_dls(album.parent / "out", 32, bs=2, device="cpu")
+    assert sorted(dls.valid_ds.ids) == m["valid"] and sorted(dls.train_ds.ids) == m["train"]
+    assert json.loads((album.parent / "out" / "manifest.json").read_text(encoding="utf-8"))["split"] == "0.4"
