@@ -118,10 +118,10 @@ def pixel_range(
     if first > last: raise InputError(f"no hole in {size}x{size} px has a ratio in {ratio}; widen the range")
     return first, last
 
-# %% ../nbs/02_masks.ipynb #cb5550d2
+# %% ../nbs/02_masks.ipynb #3c8c6d55
 def _smaller(points, width):
-    "The first half of a line's points; a shape that can't be cut is drawn towards its first point at half its width."
-    if width and len(points) > 2: return points[:max(2, len(points)//2)], width
+    "A line without the last sixth of its points; what can't be cut shrinks to its first point, width halved."
+    if width and len(points) > 2: return points[:-max(1, len(points)//6)], width
     return points[:1] + ((points - points[:1])/2).astype(np.int32), width and max(1, width//2)
 
 # %% ../nbs/02_masks.ipynb #e8cc34ff
