@@ -196,12 +196,13 @@ def learning_rate(recipe, position):
     "The phase's learning rate; over the first `warmup` steps of the run it rises linearly."
     return recipe.phases[position.phase].lr*min(1., (position.step + 1)/(recipe.warmup + 1))
 
-# %% ../nbs/08_train.ipynb #5e4ea34a
+# %% ../nbs/08_train.ipynb #c1de77a0
 class ScheduleCallback(RunCallback):
     "Sets the learning rate, and freezes or frees the encoder's batch norm, by the position of the run."
     order, frozen = 3, False
     def before_batch(self):
         job = self.job
+        job.tick()
         job.position.phase = phase_at(job.recipe, job.position, job.minutes)
         job.lr = learning_rate(job.recipe, job.position)
         self.opt.set_hypers(lr=job.lr)

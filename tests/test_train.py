@@ -113,6 +113,12 @@ def test_recorded_recipes_are_still_recipes():
         for r in [d['recipe']] if 'recipe' in d else [t['recipe'] for t in d['trials']]: recipe_from(r)
 
 
+def test_recorded_run_is_of_todays_preset():
+    d = json.loads((RESULTS/'train_real.json').read_text())
+    assert recipe_diff(PRESETS['real'], recipe_from(d['recipe'])) == ['valid: None -> 800-898']
+    assert d['finished'] and d['scores'][-1]['phase'] == len(PRESETS['real'].phases)
+
+
 # checkpoints
 
 def test_tree_there_and_back():
