@@ -625,6 +625,14 @@ def hat(c, t):
     "The hat that the traits ask for, if any."
     if t.hat in HATS: HATS[t.hat](c, t.cloth2, t)
 
+# %% ../nbs/03_data.ipynb #94b1d1f9
+def check_size(size, lowest=16):
+    "The size as an int, or an `InputError` that says which sizes there are."
+    try: ok = int(size) == float(size) and lowest <= int(size) <= 4096
+    except (TypeError, ValueError, OverflowError): ok = False
+    if not ok: raise InputError(f"size {size!r} is not possible; give a whole number of pixels from {lowest} to 4096")
+    return int(size)
+
 # %% ../nbs/03_data.ipynb #2f95ac62
 PARTS = (background, hair_back, body, head, nose, beard, mouth, eyes, brows, freckles, hair_front, shading, glasses, hat)
 
@@ -641,14 +649,6 @@ def draw_face(
     canvas = Canvas(size, t)
     for part in parts: part(canvas, t)
     return canvas.picture()
-
-# %% ../nbs/03_data.ipynb #94b1d1f9
-def check_size(size, lowest=16):
-    "The size as an int, or an `InputError` that says which sizes there are."
-    try: ok = int(size) == float(size) and lowest <= int(size) <= 4096
-    except (TypeError, ValueError, OverflowError): ok = False
-    if not ok: raise InputError(f"size {size!r} is not possible; give a whole number of pixels from {lowest} to 4096")
-    return int(size)
 
 # %% ../nbs/03_data.ipynb #956036c4
 class Faces(torch.utils.data.Dataset):
@@ -1028,6 +1028,11 @@ def epoch_order(n, seed, epoch):
     "A permutation of range(n), a function of (seed, epoch)."
     return np.random.default_rng([seed, epoch]).random(n).argsort(kind="stable").tolist()
 
+# %% ../nbs/03_data.ipynb #fa4ebb37
+def to_unit(x):
+    "A batch of bytes as float32 in [0,1]."
+    return x.float().div(255) if x.dtype == torch.uint8 else x
+
 # %% ../nbs/03_data.ipynb #7c3ca1f5
 class FaceDL(TfmdDL):
     "Batches `(gt,)` of faces, gt (B,3,H,W) float32 in [0,1]; their order and mirroring are functions of (seed, epoch)."
@@ -1053,20 +1058,15 @@ class FaceDL(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         return super().new(dataset, cls, **{"seed": self.seed, "flip": self.flip, "epoch": self.epoch, **kwargs})
 
-# %% ../nbs/03_data.ipynb #fa4ebb37
-def to_unit(x):
-    "A batch of bytes as float32 in [0,1]."
-    return x.float().div(255) if x.dtype == torch.uint8 else x
-
-# %% ../nbs/03_data.ipynb #8abd1b03
+# %% ../nbs/03_data.ipynb #ca22703b
 @patch
 def show_batch(self: FaceDL, b=None, max_n=8, ctxs=None, show=True, unique=False, **kwargs):
     "Show up to `max_n` faces of the batch `b` (default: the next one)."
     if not show: return TfmdDL.show_batch(self, b, max_n, ctxs, show, unique, **kwargs)
     faces = (self.one_batch() if b is None else b)[0][:max_n]
-    if ctxs is None: ctxs = plt.subplots(1, len(faces), figsize=(len(faces), 1.05), squeeze=False)[1].flat
+    if ctxs is None: ctxs = plt.subplots(1, len(faces), figsize=(.8*len(faces), .8), squeeze=False)[1].flat
     for x, ax in zip(faces, ctxs):
-        ax.imshow(to_array(x), interpolation="nearest")
+        ax.imshow(to_array(x))
         ax.set_axis_off()
     ax.figure.subplots_adjust(0, 0, 1, 1, .03, .03)
 
