@@ -80,22 +80,22 @@ def mirror(size):
     "Pixels 0..size-1 and back, int32: read with wrap-around it folds any position into the image."
     return np.r_[:size, size - 1:-1:-1].astype(np.int32)
 
-# %% ../nbs/02_masks.ipynb #aed6977d
+# %% ../nbs/02_masks.ipynb #64247b12
 def walks(
     rng: np.random.Generator,  # source of chance
     size: int,  # side of the image, px
     n: int,  # how many walks
-    points: int,  # points of each
+    points: int,  # points of each, 3 or more
     step: tuple,  # (shortest, longest) step, share of the size
     turn: int,  # largest turn between two steps, 64ths of a full turn
 ) -> np.ndarray:
     "Random walks (n, points, 2), int32 px, x before y, that start anywhere and are reflected at the border."
-    u = rng.random((n, points + 1, 2))
-    heading = whole(u[:, 1:, 0], -turn, turn + 1)
-    heading[:, 0] = u[:, 1, 0]*64
-    length = whole(u[:, 1:, 1:], 16*size*step[0], 16*size*step[1])
-    path = DIRECTIONS.take(heading.cumsum(1), 0, mode="wrap")*length
-    path[:, 0] = u[:, 0]*(size << 16)
+    turns, steps, start = rng.random((3, n, points))
+    heading = whole(turns, -turn, turn + 1)
+    heading[:, 0] = start[:, 0]*64
+    length = whole(steps, 16*size*step[0], 16*size*step[1])
+    path = DIRECTIONS.take(heading.cumsum(1), 0, mode="wrap")*length[:, :, None]
+    path[:, 0] = start[:, 1:3]*(size << 16)
     return mirror(size).take(path.cumsum(1) >> 16, mode="wrap")
 
 # %% ../nbs/02_masks.ipynb #4e5f8f18
@@ -104,7 +104,7 @@ def _draw(m, points, width):
     if width: cv2.polylines(m, [points], False, 0, width)
     else: cv2.fillConvexPoly(m, points, 0)
 
-# %% ../nbs/02_masks.ipynb #9cc3a3bf
+# %% ../nbs/02_masks.ipynb #ab25b3d6
 def pixel_range(
     size: int,  # side of the mask, px, 16..4096
     ratio: tuple,  # hole ratio (lo, hi], 0 <= lo < hi < 1
@@ -112,9 +112,10 @@ def pixel_range(
     "Fewest and most hole pixels with lo < ratio <= hi. Raises `InputError` for an impossible size or range."
     if not isinstance(size, (int, np.integer)) or not 16 <= size <= 4096:
         raise InputError(f"mask size {size!r} is not a whole number in 16..4096; 64 to 1024 px are usual")
-    if np.shape(ratio) != (2,) or not 0 <= ratio[0] < ratio[1] < 1:
-        raise InputError(f"hole ratio {ratio!r} is not (lo, hi) with 0 <= lo < hi < 1; 0.2 means a fifth of the pixels")
-    first, last = math.floor(ratio[0]*size*size) + 1, math.floor(ratio[1]*size*size)
+    try: lo, hi = map(float, ratio)
+    except (TypeError, ValueError): lo = hi = 0
+    if not 0 <= lo < hi < 1: raise InputError(f"hole ratio {ratio!r} is not 0 <= lo < hi < 1; 0.2 means a fifth")
+    first, last = math.floor(lo*size*size) + 1, math.floor(hi*size*size)
     if first > last: raise InputError(f"no hole in {size}x{size} px has a ratio in {ratio}; widen the range")
     return first, last
 
@@ -124,7 +125,7 @@ def _smaller(points, width):
     if width and len(points) > 2: return points[:-max(1, len(points)//6)], width
     return points[:1] + ((points - points[:1])/2).astype(np.int32), width and max(1, width//2)
 
-# %% ../nbs/02_masks.ipynb #e8cc34ff
+# %% ../nbs/02_masks.ipynb #add13ed1
 def fill_to_ratio(
     rng: np.random.Generator,  # source of chance
     size: int,  # side, px
@@ -141,7 +142,7 @@ def fill_to_ratio(
         for points, width in shapes(rng, size):
             if reach: points = points[:2 + int((target - hole)/((width + 1)*reach*size))]
             _draw(m, points, width)
-            while (now := m.size - cv2.countNonZero(m)) > limit:
+            while (now := size*size - cv2.countNonZero(m)) > limit:
                 points, width = _smaller(points, width)
                 m.fill(1)
                 for shape in (*kept, (points, width)): _draw(m, *shape)
@@ -508,19 +509,21 @@ def resize_nearest(
     at = [(2*np.arange(n) + 1)*old // (2*n) for n, old in zip(new, m.shape)]
     return m[at[0][:, None], at[1]]
 
-# %% ../nbs/02_masks.ipynb #3d411b55
+# %% ../nbs/02_masks.ipynb #bef13977
 def _binary(soft, size, threshold, name):
     m = (soft >= threshold).astype(np.uint8)
     return valid_mask(m if size is None else resize_nearest(m, size), name=name)
 
 def _greyness(soft): return ((soft > 0.1) & (soft < 0.9)).mean()
 
-def _suspect(name, ratio, grey, hole):
-    "What makes a mask look unlike one, as a sentence; None if nothing does."
-    if grey > 0.25: return f"{grey:.0%} of {name} is grey; is it a mask?"
-    if ratio > 0.5: return f"the hole covers {ratio:.0%} of {name}, more than the known part; is hole={hole!r} right?"
+def _doubt(name, ratio, grey, hole):
+    "Warn the caller's caller about a mask that looks unlike one."
+    if grey > 0.25: text = f"{grey:.0%} of {name} is grey; is it a mask?"
+    elif ratio > 0.5: text = f"the hole covers {ratio:.0%} of {name}, more than the known part; is hole={hole!r} right?"
+    else: return
+    warnings.warn(text, MaskWarning, stacklevel=3)
 
-# %% ../nbs/02_masks.ipynb #4481ac75
+# %% ../nbs/02_masks.ipynb #70a72ba2
 def read_mask(
     src,  # path, open file, PIL image, or array ((H,W): bool, 0..1 or uint8 0..255)
     hole: str,  # what marks the hole: 'white', 'black', or 'alpha' (transparent)
@@ -531,8 +534,7 @@ def read_mask(
     name = str(src) if isinstance(src, (str, Path)) else "the mask"
     soft = soft_mask(src, hole, name)
     m = _binary(soft, size, threshold, name)
-    doubt = _suspect(name, hole_ratio(m), _greyness(soft), hole)
-    if doubt: warnings.warn(doubt, MaskWarning, stacklevel=2)
+    _doubt(name, hole_ratio(m), _greyness(soft), hole)
     return m
 
 # %% ../nbs/02_masks.ipynb #efc1d270
@@ -559,7 +561,7 @@ def _entries(src):
     if not found: raise InputError(f"there is no picture in {path}; it needs files such as .png, .jpg or .webp")
     return found
 
-# %% ../nbs/02_masks.ipynb #dca3c1cf
+# %% ../nbs/02_masks.ipynb #512d655c
 def load_masks(
     src,  # folder (nested too), zip, or list of paths, PIL images, arrays
     hole: str,  # what marks the hole: 'white', 'black', or 'alpha' (transparent)
@@ -579,6 +581,5 @@ def load_masks(
     packed, shape = pack_masks(each())
     info = dict(kind="read", hole=hole, grey_pixels=sum(grey), grey_files=sum(g > 0 for g in grey))
     bank = MaskBank(packed, shape, names, info)
-    doubt = _suspect(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
-    if doubt: warnings.warn(doubt, MaskWarning, stacklevel=2)
+    _doubt(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
     return bank
