@@ -241,7 +241,7 @@ def _blob(rng, size, first, last):
         if first <= hole <= last and abs(hole - area) <= size: return m
         radius *= math.sqrt(area/hole)
 
-# %% ../nbs/02_masks.ipynb #71d05467
+# %% ../nbs/02_masks.ipynb #bcb4bfb5
 def central_mask(
     rng: np.random.Generator,  # source of chance
     size: int = 256,  # side, px
@@ -251,7 +251,7 @@ def central_mask(
     "One large hole about the centre: mask (size,size) uint8, 1 = known, 0 = hole. Raises `InputError`."
     if shape not in ("rect", "blob"): raise InputError(f"shape {shape!r} is unknown; choose 'rect' or 'blob'")
     (first, last), draw = pixel_range(size, ratio), _rectangle if shape == "rect" else _blob
-    for _ in range(500):
+    for _ in range(200):
         if (m := draw(rng, size, first, last)) is not None: return m
     raise InputError(f"found no {shape} with a hole ratio in {ratio} at {size} px; widen the range")
 

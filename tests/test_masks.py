@@ -53,6 +53,19 @@ def test_narrow_and_extreme_ranges_land(kind, ratio):
     for seed in range(5): assert ratio[0] < hole_ratio(FUNCTIONS[kind](rng_of(seed), 64, ratio)) <= ratio[1]
 
 
+@pytest.mark.parametrize("size", [16, 32, 128])
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_every_request_ends_with_a_mask_in_range_or_a_reason(kind, size):
+    for ratio in ((0.001, 0.002), (0, 1e-4), (0.005, 0.006), (0.3, 0.3005), (0.95, 0.99), (0.985, 0.99), (0.99, 0.999)):
+        for seed in range(3):
+            try: assert ratio[0] < hole_ratio(FUNCTIONS[kind](rng_of(seed), size, ratio)) <= ratio[1]
+            except InputError as e: assert "widen" in str(e) or "smaller" in str(e)
+
+
+def test_banks_of_small_masks_are_made_at_once():
+    assert len(MaskBank.make(300, 32)) == len(MaskBank.make(300, 32, kind="mixed", ratio=(0.01, 0.6))) == 300
+
+
 def test_targets_are_spread_over_the_range():
     counts = np.bincount([bucket_of(hole_ratio(stroke_mask(rng_of(i), 64))) for i in range(600)], minlength=6)
     assert counts.sum() == 600 and counts.min() > 60
