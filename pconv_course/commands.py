@@ -135,9 +135,14 @@ def pconv_train(
     if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
     _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes)
 
-# %% ../nbs/15_commands.ipynb #4f59cc38
+# %% ../nbs/15_commands.ipynb #f38117e9
+def _wait_politely():
+    "Let torch's threads sleep while they wait; call it before torch is imported."
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 def _check_device(name):
     "Can torch use it?"
+    _wait_politely()
     import torch
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e: raise UsageError(f"--device {name} cannot be used here; leave it out, or use cpu") from e
@@ -149,7 +154,7 @@ def _train(preset, data, out, minutes, resume, device, changes):
     result = train(None if resume else recipe_with(PRESETS[preset], **changes), data, out, minutes, resume, device=device)
     print(f"{result['images']:,} pictures in {result['minutes']:.1f} minutes; the network is in {os.path.join(out, 'model.safetensors')}")
 
-# %% ../nbs/15_commands.ipynb #f1ae6228
+# %% ../nbs/15_commands.ipynb #059488e7
 @call_parse
 @clean_exit("pconv_demo")
 def pconv_demo(
@@ -161,6 +166,7 @@ def pconv_demo(
     "Train a small network for a few minutes and show what it can do: pictures, a table, report.html."
     check_number("minutes", minutes, 0.01, 1e5, "minutes")
     check_number("seed", seed, 0, 2**31)
+    _wait_politely()
     from pconv_course.demo import demo, text_table
     record = demo(out, data, minutes, seed)
     print(f"\n{text_table(record['cases'])}\n")

@@ -202,7 +202,7 @@ def fit_log(
 # %% ../nbs/07_learner.ipynb #6c059aec
 paper_adam = partial(Adam, mom=0.9, sqr_mom=0.999, eps=1e-8, wd=0.)
 
-# %% ../nbs/07_learner.ipynb #60db6cdd
+# %% ../nbs/07_learner.ipynb #f1721dd0
 class DevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on the device where the model is, CPU included, and left on cancel too."
     name, inside = 'mixed_precision', False
@@ -215,21 +215,17 @@ class DevicePrecision(MixedPrecision):
         self.autocast = autocast(device, dtype=torch.float16 if half else torch.bfloat16)
         self.learn.scaler = GradScaler(device, **self.kwargs)
 
+    def before_batch(self):
+        super().before_batch()
+        self.inside = True
+
+    def leave(self):
+        if self.inside: super().after_loss()
+        self.inside = False
+
     def after_loss(self): self.leave()
     def after_cancel_batch(self): self.leave()
     after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = after_cancel_batch
-
-# %% ../nbs/07_learner.ipynb #dd3aa71b
-@patch
-def before_batch(self: DevicePrecision):
-    MixedPrecision.before_batch(self)
-    self.inside = True
-
-@patch
-def leave(self: DevicePrecision):
-    "Close autocast if it is open."
-    if self.inside: MixedPrecision.after_loss(self)
-    self.inside = False
 
 # %% ../nbs/07_learner.ipynb #15aeef47
 class EncoderBNFreeze(Callback):
@@ -254,7 +250,7 @@ def __setattr__(self: EncoderBNFreeze, name, value):
     if name == 'learn' and value is None: self.after_fit()
     Callback.__setattr__(self, name, value)
 
-# %% ../nbs/07_learner.ipynb #4df32d5e
+# %% ../nbs/07_learner.ipynb #701e8e59
 @torch.no_grad()
 def inpaint_batch(
     model,  # a `PConvUNet`, or anything called as model(inp, m)

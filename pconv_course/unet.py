@@ -80,7 +80,7 @@ def check_input(
         raise ValueError(f"m has shape {sm}; give ({s[0]},1,{s[2]},{s[3]}), one channel, the size of inp")
     if min(s[2:]) < 16: raise ValueError(f"inp is {s[2]}x{s[3]} px; give an image of 16x16 px or more")
 
-# %% ../nbs/04_unet.ipynb #c9a1bcaa
+# %% ../nbs/04_unet.ipynb #a9071f48
 class UNetBase(nn.Module):
     "Any size, and the freeze: what all implementations share. A subclass brings `config`, `enc`, `encode` and `decode`."
     def forward(self, inp, m):
@@ -91,7 +91,7 @@ class UNetBase(nn.Module):
         (h, w), multiple = inp.shape[-2:], 2**self.config['depth']
         inp, m = pad_to_multiple(inp, m.to(inp.dtype), multiple)
         if self.enc[-1].bn.training and inp[:, 0].numel() == multiple**2:
-            raise ValueError(f"one image of {h}x{w} px is a single value at the bottom of the U; train on two or more, or larger ones")
+            raise ValueError(f"one image of {h}x{w} px is a single value at the bottom of the U; train on two or more, or larger ones; to use the network, call eval() first")
         out, _ = self.decode(self.encode(inp, m))
         return out[..., :h, :w]
 
