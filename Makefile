@@ -6,7 +6,7 @@ BIN := .venv/bin
 JOBS ?= 2
 ARGS ?=
 export PYTHONUNBUFFERED = 1
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: demo test nbs readme docs-check docs clean help
 .DELETE_ON_ERROR:

@@ -135,10 +135,10 @@ def pconv_train(
     if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
     _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes)
 
-# %% ../nbs/15_commands.ipynb #f38117e9
+# %% ../nbs/15_commands.ipynb #58594957
 def _wait_politely():
-    "Let torch's threads sleep while they wait; call it before torch is imported."
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    "Let torch's threads (GNU OpenMP) spin briefly and then sleep while they wait; call it before torch is imported."
+    if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 def _check_device(name):
     "Can torch use it?"
