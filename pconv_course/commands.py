@@ -93,7 +93,7 @@ def _prepare(src, dst, size, valid, workers):
 
 ACTIONS = dict(prepare=_prepare)
 
-# %% ../nbs/15_commands.ipynb #bb7601df
+# %% ../nbs/15_commands.ipynb #c4e4295a
 @call_parse
 @clean_exit("pconv_data")
 def pconv_data(
@@ -102,12 +102,12 @@ def pconv_data(
     dst: str,  # folder for the prepared pictures; run the same command again to go on after an interruption
     size: int = 256,  # side of the prepared pictures in pixels, 16 to 2048
     valid: str = None,  # held-out faces: a share such as 0.1 (the default), or ids such as 800-898
-    workers: int = None,  # processes; one per core when absent
+    workers: int = None,  # threads; one per core when absent
 ):
     "Prepare face pictures for training: centre crop, resize, one format, a manifest with hashes and the split."
     if action not in ACTIONS: raise UsageError(f"unknown action {action!r}; choose from: {', '.join(ACTIONS)}")
     check_number("size", size, 16, 2048, "pixels")
-    check_number("workers", workers, 1, 256, "processes")
+    check_number("workers", workers, 1, 256, "threads")
     ACTIONS[action](src, dst, size, valid, workers)
 
 # %% ../nbs/15_commands.ipynb #aad7a976
@@ -135,19 +135,19 @@ def pconv_train(
     if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
     _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes)
 
-# %% ../nbs/15_commands.ipynb #58594957
+# %% ../nbs/15_commands.ipynb #5a0a2476
 def _wait_politely():
     "Let torch's threads (GNU OpenMP) spin briefly and then sleep while they wait; call it before torch is imported."
     if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 def _check_device(name):
     "Can torch use it?"
-    _wait_politely()
     import torch
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e: raise UsageError(f"--device {name} cannot be used here; leave it out, or use cpu") from e
 
 def _train(preset, data, out, minutes, resume, device, changes):
+    _wait_politely()
     _check_device(device)
     from pconv_course.train import PRESETS, recipe_with, train
     if preset not in PRESETS: raise UsageError(f"unknown preset {preset!r}; choose from: {', '.join(PRESETS)}")

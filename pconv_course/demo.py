@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'CASES', 'METHODS', 'STYLE', 'PICTURES', 'NEXT', 'READ', '
            'judge', 'case_pictures', 'trained_sentence', 'case_section', 'bucket_section', 'details_section',
            'report_page', 'fresh_folder', 'demo', 'demo_record', 'write_demo', 'pair_up', 'score_run']
 
-# %% ../nbs/16_demo.ipynb #760ba380
+# %% ../nbs/16_demo.ipynb #a8ff32cc
 import base64
 import html
 import io
@@ -29,7 +29,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from .core import (HOLE, InputError, atomic_path, compose, paint_hole, provenance, read_json, sha256_of, svg,
                                to_array, write_json)
 from .data import face_dls
-from .learner import inpaint_batch
+from .learner import clamped_comp, inpaint_batch
 from .masks import BUCKETS, MaskBank, bucket_of, hole_ratio, load_masks
 from .train import PRESETS, load_model, read_log, recipe_rows, train
 
@@ -66,14 +66,14 @@ METRICS = dict(  # name: (what it is, unit, is larger better?, digits)
 
 def _decibel(mse): return -10*mse.clamp(min=1e-10).log10()
 
-# %% ../nbs/16_demo.ipynb #c610783b
+# %% ../nbs/16_demo.ipynb #b34110b0
 def score_each(
     gt,  # (B,3,H,W) the truth, in [0,1]
     out,  # (B,3,H,W) any fill; only what it puts into the hole counts, clamped to [0,1]
     m,  # masks (B,1,H,W), 1 = known, each with a hole
 ) -> dict:  # name -> (B,) float64, the names of `METRICS`
     "The four metrics of I_comp for each image. A perfect picture counts as 100 dB. Raises `InputError` for a mask without a hole."
-    hole, comp = 1 - m.expand(len(gt), *m.shape[1:]).double(), compose(gt, out.clamp(0, 1), m).double()
+    hole, comp = 1 - m.expand(len(gt), *m.shape[1:]).double(), clamped_comp(out, gt, m).double()
     n, err = 3*hole.sum((1, 2, 3)), comp - gt
     if (n == 0).any(): raise InputError("a mask without a hole leaves nothing to score; choose masks with a hole")
     ssim = structural_similarity_index_measure(comp.float(), gt.float(), data_range=1., reduction="none").double()

@@ -36,9 +36,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/17_runs.ipynb #7cfaae34
+# %% ../nbs/17_runs.ipynb #d95bc0fb
 from .core import InputError, atomic_path, sha256_of, strip_array, write_json
-from .learner import inpaint_batch
+from .learner import inpaint_batch, term_names
 
 # %% ../nbs/17_runs.ipynb #0442da1c
 @dataclass
@@ -283,15 +283,15 @@ def last_saved(run):
     "A clause about the checkpoint that a stopped run can go on from."
     return f'the checkpoint at {run.saved} is intact' if run.saved else 'nothing was saved yet'
 
-# %% ../nbs/17_runs.ipynb #b758e7e9
+# %% ../nbs/17_runs.ipynb #e8756287
 class StopOnNaN(RunCallback):
     "Ends the run at a loss of nan or infinity, the batch saved. Keeps the weighted terms of the last batch as floats."
     order = 12
     @guarded
     def after_loss(self):
-        weights = {k: w for k, w in self.loss_func.weights.items() if w}
-        values = torch.stack([self.loss.detach().float(), *(w*self.loss_func.last[k].float() for k, w in weights.items())]).tolist()
-        self.job.last = dict(zip(['loss', *(f'{w:g}*loss_{k}' for k, w in weights.items())], values))
+        loss, names = self.loss_func, term_names(self.loss_func)
+        values = torch.stack([self.loss.detach().float(), *(loss.weights[k]*loss.last[k].float() for k in names)]).tolist()
+        self.job.last = dict(zip(['loss', *names.values()], values))
         bad = [k for k, v in self.job.last.items() if not math.isfinite(v)]
         if bad: raise InputError(save_bad_batch(self.job, bad[-1], dict(gt=self.yb[0], m=self.xb[1], inp=self.xb[0], out=self.pred)))
 
