@@ -135,13 +135,14 @@ def set_rng_state(state):
     torch.set_rng_state(state['torch'])
     if len(state.get('cuda', [])) == torch.cuda.device_count() > 0: torch.cuda.set_rng_state_all(state['cuda'])
 
-# %% ../nbs/17_runs.ipynb #8b576c3a
+# %% ../nbs/17_runs.ipynb #514dbe2b
 class Run:
     "A run: its folder `out`, what it computes (`recipe`, `data`), how far it is (`position`, `rows`), why it ends."
     def __init__(self, out, recipe, minutes=None, data='drawn', state=None):
         self.out, self.recipe, self.minutes, self.data, self.state = Path(out), recipe, minutes, data, state
         self.position, self.earlier, self.n_iter, self.lr = Position(), Position(), 1, 0.
         self.rows, self.record, self.last, self.sums, self.window = [], {}, {}, {}, {}
+        self.average, self.aside = {}, {}  # averaged weights, and the others while the averaged ones are in the network
         self.stop, self.failed, self.done, self.saved, self.rng = None, None, False, None, None
         self.began, self.closing, self.reserve = time.monotonic(), 0., 0.
         self.report = lambda kind, **info: None
@@ -175,35 +176,38 @@ def seconds_left(self: Run):
     if self.minutes: return max(0., 60*self.minutes - p.seconds)
     return p.seconds*(1 - done)/done if done else None
 
-# %% ../nbs/17_runs.ipynb #d4917de3
+# %% ../nbs/17_runs.ipynb #ed7ecbb9
 def saved_state(run, learn):
     "Everything that `train` needs to go on as if nothing had happened."
     opt, scaler = learn.opt.state_dict(), getattr(learn, 'scaler', None)
-    return dict(model=get_model(learn.model).state_dict(), opt=dict(state=list(opt['state']), hypers=[dict(h) for h in opt['hypers']]),
+    return dict(model=run.aside or get_model(learn.model).state_dict(), average=run.average, opt=dict(state=list(opt['state']), hypers=[dict(h) for h in opt['hypers']]),
                 scaler=scaler.state_dict() if scaler else {}, rng=rng_state(), position=asdict(run.position), minutes=run.minutes,
-                recipe=asdict(run.recipe), data=run.record['data'], sums=run.sums, window=run.window)
+                recipe=asdict(run.recipe), data=run.record['data'], start=run.record.get('start'), sums=run.sums, window=run.window)
 
-# %% ../nbs/17_runs.ipynb #35fb5f4d
+# %% ../nbs/17_runs.ipynb #a583a5fb
 def restore(run, learn, state):
     "Put `state`, from `saved_state`, into a new learner and its run."
-    get_model(learn.model).load_state_dict(state['model'])
-    device = next(learn.model.parameters()).device
-    move = lambda s: {k: v.to(device) if torch.is_tensor(v) else v for k, v in s.items()}
-    learn.opt.load_state_dict(dict(state=[move(s) for s in state['opt']['state']], hypers=state['opt']['hypers']))
+    net = get_model(learn.model)
+    net.load_state_dict(state['model'])
+    like = lambda v, p: torch.empty_like(p).copy_(v) if torch.is_tensor(v) else v  # the parameter's device and memory layout
+    parts = [{k: like(v, p) for k, v in s.items()} for s, (p, *_) in zip(state['opt']['state'], learn.opt.all_params(), strict=True)]
+    learn.opt.load_state_dict(dict(state=parts, hypers=state['opt']['hypers']))
+    run.average = {k: like(v, net.state_dict()[k]) for k, v in state.get('average', {}).items()}
+    if state.get('start'): run.record['start'] = state['start']
     run.position, run.earlier = Position(**state['position']), Position(**state['position'])
     run.lr = state['opt']['hypers'][-1]['lr']
     run.sums, run.window, run.saved, run.rng = state['sums'], state['window'], str(run.position), state['rng']
 
-# %% ../nbs/17_runs.ipynb #6a7baddf
+# %% ../nbs/17_runs.ipynb #b02d71f4
 def public_recipe(recipe):
     "The recipe as a dict to pass on with weights: of a features file only the name."
-    return asdict(recipe) | dict(features=Path(recipe.features).name)
+    return asdict(recipe) | dict(features=Path(recipe.features).name, start=recipe.start and Path(recipe.start).name)
 
-# %% ../nbs/17_runs.ipynb #1b9da775
+# %% ../nbs/17_runs.ipynb #7ba05206
 def save_run(run, learn):
     "Write model.safetensors, config.json and the checkpoint of a run, each whole or not at all. Raises `InputError`."
     net = get_model(learn.model)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in (run.average or net.state_dict()).items()}
     if bad := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise InputError(f'the network itself holds nan or infinity ({bad[0]}) and was not saved; start a new run with a lower lr')
     config = dict(model=net.config, recipe=public_recipe(run.recipe), position=asdict(run.position), **run.record)

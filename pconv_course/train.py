@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Phase', 'Recipe', 'recipe_from', 'recipe_from_json', 'recipe_with', 'recipe_diff', 'phase_at',
-           'learning_rate', 'ScheduleCallback', 'recipe_learner', 'train', 'load_model']
+           'learning_rate', 'ScheduleCallback', 'AverageCallback', 'recipe_learner', 'train', 'load_model']
 
 # %% ../nbs/08_train.ipynb #f8d47e04
 import json
@@ -23,27 +23,29 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-# %% ../nbs/08_train.ipynb #2a6abe1c
+# %% ../nbs/08_train.ipynb #61f20d89
 from .core import InputError, atomic_path, provenance, read_json, sha256_of, write_json
 from .data import face_dls
+from .fast import build_unet
 from .learner import pconv_learner
 from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights
 from .masks import MaskBank
 from .runs import (BudgetCallback, CheckpointCallback, PositionCallback, Run, RunCallback, RunLog,
                                StopOnNaN, StripCallback, TrainingInterrupted, last_saved, latest_checkpoint, read_log,
                                reporter, restore, result_of, rng_state, set_rng_state, stop_signals, total_epochs)
-from .unet import PConvUNet
 
-# %% ../nbs/08_train.ipynb #58fe2937
+# %% ../nbs/08_train.ipynb #688804e3
 @dataclass(frozen=True)
 class Phase:
-    "A stretch of training at one learning rate."
-    lr: float  # Adam's step size
+    "A stretch of training: a learning rate, kept or lowered."
+    lr: float  # Adam's step size, at the beginning of the phase
     epochs: int = 1  # its length, when a run is measured in epochs
     share: float = 1.  # its part of the time, when a run has a budget of minutes; relative to the other phases
     freeze_bn: bool = False  # encoder batch norm frozen, statistics and parameters (section 4.2)?
+    schedule: str = 'constant'  # 'constant', or 'cosine': half a cosine from `lr` down to `lr_end`
+    lr_end: float = 0.  # where a cosine ends
 
-# %% ../nbs/08_train.ipynb #5ced0905
+# %% ../nbs/08_train.ipynb #d6a1e153
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a run computes. Raises `InputError` for values that nothing can be trained with."
@@ -66,12 +68,17 @@ class Recipe:
     warmup: int = 0  # steps over which the learning rate rises at the beginning
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
+    impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
+    channels_last: bool = True  # memory layout of the weights, and so of the features
+    chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
+    ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
+    start: str|None = None  # model.safetensors of a network of the same shape, to begin from; None: He initialisation
     seed: int = 0  # of weights, order, flips and masks
     def __post_init__(self): normalise(self)
 
-# %% ../nbs/08_train.ipynb #0b2977b8
+# %% ../nbs/08_train.ipynb #3d90d326
 WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, warmup=0, min_steps=1, seed=0)
-CHOICES = dict(formula=('paper', 'v1'), per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'))
+CHOICES = dict(formula=('paper', 'v1'), per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'), channels_last=(True, False))
 
 def whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"
@@ -86,24 +93,28 @@ def uses_features(recipe):
     "Does a loss term with a weight compare features?"
     return any(recipe.weights[k] for k in FEATURE_TERMS)
 
-# %% ../nbs/08_train.ipynb #a5750612
+# %% ../nbs/08_train.ipynb #0aae6c28
 def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
     for k, low in WHOLE.items():
         if not whole(v := getattr(r, k), low): yield f"{k}={v!r}: give a whole number of {low} or more"
     for k, words in CHOICES.items():
-        if (v := getattr(r, k)) not in words: yield f"{k}={v!r}: give one of {', '.join(words)}"
+        if (v := getattr(r, k)) not in words: yield f"{k}={v!r}: give one of {', '.join(map(str, words))}"
     for i, p in enumerate(r.phases, 1):
         for k in ('lr', 'share'):
             if not positive(v := getattr(p, k)): yield f"phase {i} has {k}={v!r}: give a number above 0"
+        if p.schedule not in ('constant', 'cosine'): yield f"phase {i} has schedule={p.schedule!r}: give constant or cosine"
+        if not 0 <= p.lr_end <= p.lr: yield f"phase {i} has lr_end={p.lr_end!r}: give 0 to its lr, {p.lr:g}"
         if not whole(p.epochs, 1): yield f"phase {i} has epochs={p.epochs!r}: give a whole number of 1 or more"
     if not r.phases: yield "no phases: give at least one"
+    if not 0 <= r.ema < 1: yield f"ema={r.ema!r}: give a decay such as 0.999, or 0 for none"
+    if r.chunk is not None and r.chunk != 'auto' and not whole(r.chunk, 1): yield f"chunk={r.chunk!r}: give images at a time, 1 or more, or 'auto'"
     if len(r.hole_ratio) != 2 or not 0 < r.hole_ratio[0] < r.hole_ratio[1] < 1: yield f"hole_ratio={r.hole_ratio}: give two numbers with 0 < low < high < 1"
     if 2**r.depth > 4*r.size: yield f"depth={r.depth}: {r.size} px cannot be halved that often; give a smaller depth"
     if r.features == 'none' and uses_features(r): yield "features='none' leaves perceptual and style terms nothing to compare: set their weights to 0"
     if not any(r.weights.values()): yield "no loss term has a weight: give one"
 
-# %% ../nbs/08_train.ipynb #0b84bcfb
+# %% ../nbs/08_train.ipynb #e120687e
 def normalise(r):
     "Bring what JSON or a command line gave into the types of a `Recipe`, then raise `InputError` for the first complaint."
     fix = lambda k, v: object.__setattr__(r, k, v)
@@ -111,16 +122,17 @@ def normalise(r):
         fix('phases', tuple(p if isinstance(p, Phase) else Phase(**p) for p in r.phases))
         fix('hole_ratio', tuple(float(v) for v in r.hole_ratio))
         fix('weights', check_weights(r.weights))
+        if r.start is not None: fix('start', str(r.start))
         problem = next(complaints(r), None)
     except (TypeError, AttributeError) as e: problem = f"a value has the wrong type ({e})"
     if problem: raise InputError(f"recipe {r.name!r}: {problem}")
 
-# %% ../nbs/08_train.ipynb #be42f2c4
+# %% ../nbs/08_train.ipynb #d63a3cb8
 def phase_text(r, i):
     "Phase `i` of the recipe `r` in words; '' when it has fewer."
     if i >= len(r.phases): return ''
     p, share = r.phases[i], r.phases[i].share/sum(q.share for q in r.phases)
-    return f"lr {p.lr:g}, {p.epochs} epochs or {share:.0%} of the time{', encoder BN frozen' if p.freeze_bn else ''}"
+    return f"lr {p.lr:g}{f' to {p.lr_end:g} by a cosine' if p.schedule == 'cosine' else ''}, {p.epochs} epochs or {share:.0%} of the time{', encoder BN frozen' if p.freeze_bn else ''}"
 
 def recipe_rows(*recipes):
     "A list of rows: key, then the value in each recipe as text."
@@ -151,16 +163,23 @@ PRESETS = dict(
     full=Recipe(name='full', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS,
                 phases=(Phase(2e-4, epochs=30, share=6), Phase(5e-5, epochs=5, share=1, freeze_bn=True))))
 
-# %% ../nbs/08_train.ipynb #a7872f75
+# %% ../nbs/08_train.ipynb #6d9b2a91
+FIRST = dict(impl='readable', channels_last=False)  # what runs did before there was a choice
+
+def saved_before(d):
+    "Is the dict `d` a whole recipe of the time before `impl`, and no short one that leaves the rest to the defaults?"
+    return set(d) == {f.name for f in fields(Recipe)} - {'impl', 'channels_last', 'chunk', 'ema', 'start'}
+
+# %% ../nbs/08_train.ipynb #a2eae61f
 def recipe_from(
-    d: dict,  # what `asdict(recipe)` gave, or a part of it: the rest keeps its defaults
+    d: dict,  # what `asdict(recipe)` gave, or a part of it: the rest keeps its defaults, or in a `saved_before` recipe what they were then
 ) -> Recipe:
     "A `Recipe` from a dict. Raises `InputError` for unknown keys and for values that make no sense."
     known = [f.name for f in fields(Recipe)]
     if not isinstance(d, dict): raise InputError(f"a recipe is an object with keys such as {', '.join(known[:4])}, not {type(d).__name__}")
     if unknown := [k for k in d if k not in known]:
         raise InputError(f"unknown in a recipe: {', '.join(map(repr, unknown))}; the keys are {', '.join(known)}")
-    return Recipe(**d)
+    return Recipe(**(FIRST if saved_before(d) else {}) | d)
 
 def recipe_from_json(path) -> Recipe:
     "A `Recipe` from a JSON file, such as the recipe.json of a run. Raises `InputError`."
@@ -191,12 +210,26 @@ def phase_at(
     at = position.seconds/(60*minutes)*parts.sum() if minutes else position.epoch
     return max(position.phase, min(int((parts.cumsum() <= at).sum()), len(parts) - 1))
 
-# %% ../nbs/08_train.ipynb #a59a77c8
-def learning_rate(recipe, position):
-    "The phase's learning rate; over the first `warmup` steps of the run it rises linearly."
-    return recipe.phases[position.phase].lr*min(1., (position.step + 1)/(recipe.warmup + 1))
+# %% ../nbs/08_train.ipynb #cd3a36af
+def phase_part(recipe, position, minutes=None, n_iter=1):
+    "How much of its phase `position` has behind it, 0 to 1: by batches, of which an epoch has `n_iter`, or by time when there is a budget."
+    parts = np.array([p.share if minutes else p.epochs for p in recipe.phases], float)
+    at = position.seconds/(60*minutes)*parts.sum() if minutes else position.epoch + position.iteration/n_iter
+    return float(np.clip((at - parts[:position.phase].sum())/parts[position.phase], 0, 1))
 
-# %% ../nbs/08_train.ipynb #c1de77a0
+# %% ../nbs/08_train.ipynb #dbd1c753
+def learning_rate(
+    recipe,  # a `Recipe`
+    position,  # a `Position`
+    minutes=None,  # the budget, if the run has one
+    n_iter=1,  # batches of an epoch
+) -> float:
+    "The phase's rate, constant or along its cosine; over the first `warmup` steps of the run it rises linearly."
+    p, lr = recipe.phases[position.phase], recipe.phases[position.phase].lr
+    if p.schedule == 'cosine': lr = p.lr_end + (p.lr - p.lr_end)*(1 + math.cos(math.pi*phase_part(recipe, position, minutes, n_iter)))/2
+    return lr*min(1., (position.step + 1)/(recipe.warmup + 1))
+
+# %% ../nbs/08_train.ipynb #524bd5c3
 class ScheduleCallback(RunCallback):
     "Sets the learning rate, and freezes or frees the encoder's batch norm, by the position of the run."
     order, frozen = 3, False
@@ -204,7 +237,7 @@ class ScheduleCallback(RunCallback):
         job = self.job
         job.tick()
         job.position.phase = phase_at(job.recipe, job.position, job.minutes)
-        job.lr = learning_rate(job.recipe, job.position)
+        job.lr = learning_rate(job.recipe, job.position, job.minutes, job.n_iter)
         self.opt.set_hypers(lr=job.lr)
         self.freeze(job.recipe.phases[job.position.phase].freeze_bn)
 
@@ -213,6 +246,38 @@ class ScheduleCallback(RunCallback):
         self.frozen = flag
 
     def after_fit(self): self.freeze(False)
+
+# %% ../nbs/08_train.ipynb #293a23ea
+def average_decay(ema, step):
+    "The decay at training step `step`, from 1: it grows to `ema`, so that an average over few steps forgets the first weights."
+    return min(ema, (1 + step)/(10 + step))
+
+# %% ../nbs/08_train.ipynb #7295cb2c
+class AverageCallback(RunCallback):
+    "Keeps `job.average`, the moving average of the network's state, and puts it into the network for scores and strips."
+    order = 50
+    def before_fit(self):
+        if not self.job.average: self.job.average = {k: v.clone() for k, v in get_model(self.model).state_dict().items()}
+
+    @torch.no_grad()
+    def after_batch(self):
+        d = average_decay(self.job.recipe.ema, self.job.position.step)
+        for k, v in get_model(self.model).state_dict().items():
+            if v.is_floating_point(): self.job.average[k].lerp_(v, 1 - d)
+            else: self.job.average[k].copy_(v)
+
+    def before_validate(self):
+        net = get_model(self.model)
+        self.job.aside = {k: v.clone() for k, v in net.state_dict().items()}
+        net.load_state_dict(self.job.average)
+
+# %% ../nbs/08_train.ipynb #9038e9bb
+class TrainingWeights(RunCallback):
+    "Puts the weights that are trained back, after the strips and before the checkpoint."
+    order = 54
+    def after_epoch(self):
+        if self.job.aside: get_model(self.model).load_state_dict(self.job.aside)
+        self.job.aside = {}
 
 # %% ../nbs/08_train.ipynb #0b25f651
 def recipe_learner(
@@ -232,17 +297,28 @@ def recipe_learner(
     learn.create_opt()
     return learn
 
-# %% ../nbs/08_train.ipynb #defad896
+# %% ../nbs/08_train.ipynb #3cf8c5ec
 def recipe_loss(r):
     "The loss of the recipe `r`; features are opened only if a term needs them."
-    return InpaintLoss(r.features if uses_features(r) else None, r.weights, r.per)
+    return InpaintLoss(r.features if uses_features(r) else None, r.weights, r.per, **({} if r.chunk is None else dict(chunk=r.chunk)))
 
 def recipe_model(r):
     "The network of the recipe `r`, initialised from its seed. Raises `InputError` when batch norm would see single values."
     if r.bs == 1 and 2**r.depth >= r.size: raise InputError(f'recipe {r.name!r}: bs=1 leaves batch norm one value per channel; give bs of 2 or more')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
-        return PConvUNet(r.depth, r.width, formula=r.formula)
+        net = build_unet(dict(depth=r.depth, width=r.width, formula=r.formula), r.impl)
+    return net.to(memory_format=torch.channels_last if r.channels_last else torch.contiguous_format)
+
+# %% ../nbs/08_train.ipynb #0b89f94c
+def begin_from(net, path):
+    "Load the weights of the file or run `path` into `net`; what they were, for the record. Raises `InputError` if the networks differ."
+    other, config = load_model(path)
+    differ = [f'{k} {v}, here {net.config[k]}' for k, v in config['model'].items() if net.config.get(k) != v]
+    if differ: raise InputError(f"start={str(path)!r} is a network of another shape ({'; '.join(differ)}); start from one like the recipe's")
+    net.load_state_dict(other.state_dict())
+    path = Path(path).expanduser()
+    return dict(name=path.name, sha256=sha256_of(path/'model.safetensors' if path.is_dir() else path), position=config.get('position'))
 
 # %% ../nbs/08_train.ipynb #3f8e6e11
 def data_record(data, dls):
@@ -279,13 +355,14 @@ def continued_run(recipe, data, out, minutes):
     run.done = minutes is None and (out/'result.json').exists() and read_json(out/'result.json')['finished']
     return run
 
-# %% ../nbs/08_train.ipynb #2d68626b
+# %% ../nbs/08_train.ipynb #ec6e5cf0
 def begin(run, learn):
     "Write the recipe of a new run, or put the saved state into the learner and cut the log back to it. Raises `InputError`."
     run.record = dict(data=data_record(run.data, learn.dls), provenance=provenance(run.recipe.seed))
     n = len(learn.dls.train)
     run.n_iter = n*math.ceil(run.recipe.min_steps/n)
     if run.state is None:
+        if run.recipe.start: run.record['start'] = begin_from(get_model(learn.model), run.recipe.start)
         random.seed(run.recipe.seed), np.random.seed(run.recipe.seed % 2**32), torch.manual_seed(run.recipe.seed)
         return write_json(run.out/'recipe.json', asdict(run.recipe))
     old, new = run.state['data'], run.record['data']
@@ -313,10 +390,11 @@ def fit(run, learn):
     if run.failed: raise InputError(run.failed)
     if run.stop: raise TrainingInterrupted(f'stopped by {run.stop}, saved at {run.position}; {how_to_resume(run)}')
 
-# %% ../nbs/08_train.ipynb #6c5e7fcd
+# %% ../nbs/08_train.ipynb #2de20517
 def run_callbacks(run, save_minutes=5., log_every=20):
     "The callbacks of a run; `save_minutes` between checkpoints inside an epoch, `log_every` steps a line of log.jsonl."
-    return [PositionCallback(run), ScheduleCallback(run), StopOnNaN(run), RunLog(run, log_every),
+    average = [AverageCallback(run), TrainingWeights(run)] if run.recipe.ema else []
+    return [PositionCallback(run), ScheduleCallback(run), StopOnNaN(run), RunLog(run, log_every), *average,
             StripCallback(run), CheckpointCallback(run, save_minutes), BudgetCallback(run)]
 
 # %% ../nbs/08_train.ipynb #9bb4a2b6
@@ -343,10 +421,11 @@ def train(
     finally: run.report('end'), set_rng_state(outer)
     return result_of(run) | dict(out=str(run.out))
 
-# %% ../nbs/08_train.ipynb #c5a2aaeb
+# %% ../nbs/08_train.ipynb #aa09690a
 def load_model(
     path,  # a run's folder, or its model.safetensors
     device='cpu',  # where to put it
+    impl='fast',  # 'fast' or 'readable', as in `build_unet`
 ) -> tuple:  # the network in eval mode, and its configuration as a dict
     "The network that a run trained. Nothing is unpickled. Raises `InputError` when the file is missing or damaged."
     path = Path(path).expanduser()
@@ -354,7 +433,7 @@ def load_model(
     if not path.is_file(): raise InputError(f'{path}: no such file; give the folder of a run, or its model.safetensors')
     try:
         with safe_open(path, 'pt') as f: config = json.loads(f.metadata()['config'])
-        model = PConvUNet(**config['model'])
+        model = build_unet(config['model'], impl)
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise InputError(f'{path}: not a network of this library, or damaged ({str(e).splitlines()[0]}); train one, or fetch it again') from e

@@ -20,14 +20,18 @@ from torch.testing import assert_close
 
 from pconv_course.core import InputError
 from pconv_course.losses import PAPER_WEIGHTS
-from pconv_course.runs import (BarReport, LineReport, RestOfEpoch, TrainingInterrupted, flatten, latest_checkpoint, load_checkpoint, read_log,
+from pconv_course.runs import (BarReport, LineReport, Position, RestOfEpoch, TrainingInterrupted, flatten, latest_checkpoint, load_checkpoint, read_log,
                                reporter, rng_state, save_checkpoint, unflatten)
-from pconv_course.train import (PRESETS, Phase, Recipe, load_model, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_with,
-                                train)
+from pconv_course.fast import FastPConvUNet
+from pconv_course.train import (FIRST, PRESETS, Phase, Recipe, average_decay, learning_rate, load_model, phase_part, recipe_diff, recipe_from,
+                                recipe_from_json, recipe_learner, recipe_with, train)
+from pconv_course.unet import PConvUNet
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
 TINY = Recipe(name='tiny', size=32, n_faces=36, valid=0.2, masks='stroke', n_masks=20, depth=3, width=6, bs=6, min_steps=1, warmup=3,
               phases=(Phase(3e-3, epochs=2), Phase(6e-4, epochs=1, freeze_bn=True)))
+AVERAGED = replace(TINY, name='averaged', ema=0.9, precision='bf16',
+                   phases=(Phase(3e-3, epochs=2, schedule='cosine', lr_end=1e-3), Phase(1e-3, epochs=1, freeze_bn=True, schedule='cosine')))
 
 
 def go(recipe, out, **kwargs): return train(recipe, out=out, device='cpu', **{'progress': False, **kwargs})
@@ -68,7 +72,9 @@ def whole(tmp_path_factory):
     (dict(phases=[dict(lr=1e-3, share=0)]), 'share'), (dict(phases=[dict(rate=1)]), 'type'), (dict(phases=3), 'type'), (dict(hole_ratio=(0.6, 0.1)), 'hole_ratio'),
     (dict(hole_ratio=(0, 2)), 'hole_ratio'), (dict(hole_ratio=None), 'type'), (dict(weights=dict(hole=-1)), 'hole'), (dict(weights=dict(holes=1)), 'holes'),
     (dict(weights=dict(hole=0)), 'no loss term'), (dict(weights=PAPER_WEIGHTS), "features='none'"), (dict(per='pixel'), 'per'), (dict(formula='v3'), 'formula'),
-    (dict(precision='fp8'), 'precision')])
+    (dict(precision='fp8'), 'precision'), (dict(impl='slow'), 'impl'), (dict(channels_last=None), 'channels_last'), (dict(ema=1.), 'ema'),
+    (dict(ema=-0.1), 'ema'), (dict(ema='a lot'), 'type'), (dict(chunk=0), 'chunk'), (dict(chunk='some'), 'chunk'), (dict(phases=[dict(lr=1e-3, schedule='step')]), 'schedule'),
+    (dict(phases=[dict(lr=1e-3, lr_end=1.)]), 'lr_end'), (dict(phases=[dict(lr=1e-3, lr_end=-1.)]), 'lr_end')])
 def test_values_that_make_no_sense(change, word):
     with pytest.raises(InputError) as e: Recipe(**change)
     assert word in str(e.value) and '\n' not in str(e.value)
@@ -117,6 +123,126 @@ def test_recorded_run_is_of_todays_preset():
     d = json.loads((RESULTS/'train_real.json').read_text())
     assert recipe_diff(PRESETS['real'], recipe_from(d['recipe'])) == ['valid: None -> 800-898']
     assert d['finished'] and d['scores'][-1]['phase'] == len(PRESETS['real'].phases)
+
+
+# schedules, averages, another start
+
+def test_recipes_saved_before_there_was_a_choice():
+    old = {k: v for k, v in asdict(TINY).items() if k not in ('impl', 'channels_last', 'chunk', 'ema', 'start')}
+    old['phases'] = [{k: p[k] for k in ('lr', 'epochs', 'share', 'freeze_bn')} for p in old['phases']]
+    assert recipe_from(old) == replace(TINY, **FIRST) and FIRST == dict(impl='readable', channels_last=False)
+    assert recipe_from(dict(size=32)).impl == 'fast' and recipe_from(asdict(TINY)) == TINY
+
+
+def test_cosine_by_steps_and_by_time():
+    r = replace(TINY, warmup=0, phases=(Phase(1e-2, epochs=3, share=1, schedule='cosine', lr_end=1e-3), Phase(5e-3, epochs=1, share=1)))
+    at = lambda e, i=0, phase=0: learning_rate(r, Position(epoch=e, iteration=i, phase=phase), n_iter=10)
+    assert at(0) == pytest.approx(1e-2) and at(1, 5) == pytest.approx(5.5e-3) and at(2, 9) == pytest.approx(1e-3, rel=0.05) and at(3, 5, 1) == 5e-3
+    rates = [at(e, i) for e in range(3) for i in range(10)]
+    assert rates == sorted(rates, reverse=True) and len(set(rates)) == 30
+    timed = lambda s, phase=0: learning_rate(r, Position(seconds=s, phase=phase), minutes=2, n_iter=10)
+    assert timed(0) == pytest.approx(1e-2) and timed(30) == pytest.approx(5.5e-3) and timed(60) == pytest.approx(1e-3) and timed(90, 1) == 5e-3
+    assert [phase_part(r, Position(seconds=s, phase=1), 2) for s in (0, 60, 90, 120, 999)] == [0, 0, .5, 1, 1]
+
+
+def test_warmup_and_cosine_multiply():
+    r = replace(TINY, warmup=9, phases=(Phase(1e-2, epochs=1, schedule='cosine'),))
+    at = lambda i: learning_rate(r, Position(iteration=i, step=i), n_iter=100)
+    assert at(0) == pytest.approx(1e-3) and at(4) < 5e-3 and at(99) < 1e-5
+
+
+def test_rates_of_a_run_follow_the_schedule(averaged):
+    r, rows = AVERAGED, [row for row in read_log(averaged[0]/'log.jsonl') if row['kind'] == 'step']
+    n = len(rows)//3
+    want = [learning_rate(r, Position(epoch=i//n, iteration=i % n, step=i, phase=int(i >= 2*n)), n_iter=n) for i in range(3*n)]
+    assert_close([row['lr'] for row in rows], want)
+
+
+@pytest.fixture(scope='module')
+def averaged(tmp_path_factory):
+    "A run with everything that can be resumed wrongly: cosine, averaged weights, bf16, channels_last."
+    out = tmp_path_factory.mktemp('averaged')/'run'
+    return out, go(AVERAGED, out, log_every=1)
+
+
+@pytest.mark.parametrize('step', [1, 4, 5, 8, 11, 12])
+def test_interrupted_with_averages_is_uninterrupted(averaged, tmp_path, step):
+    with pytest.raises(TrainingInterrupted): go(AVERAGED, tmp_path/'cut', log_every=1, cbs=[At(step, press())])
+    back = go(None, tmp_path/'cut', resume=True, log_every=1)
+    same_files(averaged[0], tmp_path/'cut')
+    assert without_time(back['scores']) == without_time(averaged[1]['scores'])
+    assert without_time(read_log(averaged[0]/'log.jsonl')) == without_time(read_log(tmp_path/'cut'/'log.jsonl'))
+
+
+def test_interrupted_while_validating_the_average(averaged, tmp_path):
+    "The averaged weights are in the network at that moment; the checkpoint must hold the others all the same."
+    class InValidation(Callback):
+        order = 54
+        def after_batch(self):
+            if not self.training and self.position.job.position.epoch == 1: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted, match='SIGTERM'): go(AVERAGED, tmp_path/'cut', cbs=[InValidation()])
+    go(AVERAGED, tmp_path/'cut', resume=True)
+    same_files(averaged[0], tmp_path/'cut', ['model'])
+
+
+def test_average_is_the_average(tmp_path):
+    "The file holds the moving average of the states after every step, by hand; the scores are its scores; training goes on unaveraged."
+    states = []
+    class Keep(Callback):
+        order, run_valid = 49, False
+        def after_batch(self): states.append({k: v.clone() for k, v in self.model.state_dict().items()})
+    keep = Keep()
+    result = go(replace(AVERAGED, precision='fp32'), tmp_path/'run', cbs=[keep])
+    go(replace(AVERAGED, precision='fp32', ema=0.), tmp_path/'plain')
+    assert_close(states[-1], load_file(tmp_path/'plain'/'model.safetensors'), rtol=0, atol=0)
+    learn = recipe_learner(replace(AVERAGED, precision='fp32'), device='cpu')
+    mean = {k: v.clone().double() for k, v in learn.model.state_dict().items()}
+    for i, state in enumerate(states, 1):
+        for k, v in state.items(): mean[k] = average_decay(0.9, i)*mean[k] + (1 - average_decay(0.9, i))*v if v.is_floating_point() else v.double()
+    saved = load_file(tmp_path/'run'/'model.safetensors')
+    for k, v in saved.items(): assert_close(v.double(), mean[k], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(saved['enc.0.conv.weight'], states[-1]['enc.0.conv.weight'])
+    learn.model.load_state_dict(saved)
+    with learn.no_bar(): scores = learn.validate()
+    assert scores[0] == pytest.approx(result['scores'][-1]['valid_loss'], rel=1e-5)
+
+
+def test_readable_and_fast_train_alike(tmp_path):
+    "Same masks, same order, same start: the two networks differ by rounding after three steps, and either loads as the other."
+    r = replace(TINY, phases=(Phase(1e-3),), warmup=0)
+    assert type(recipe_learner(r, device='cpu').model) is FastPConvUNet and type(recipe_learner(replace(r, impl='readable'), device='cpu').model) is PConvUNet
+    for impl in ('fast', 'readable'): go(replace(r, impl=impl, channels_last=impl == 'fast'), tmp_path/impl)
+    a, b = (load_model(tmp_path/d)[0] for d in ('fast', 'readable'))
+    x, m = torch.rand(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) > .3).float()
+    assert_close(a(x, m), b(x, m), rtol=1e-2, atol=1e-2)
+    assert_close(load_model(tmp_path/'fast', impl='readable')[0](x, m), a(x, m), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_is_the_layout_of_the_weights():
+    layout = lambda r: recipe_learner(r, device='cpu').model.enc[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert layout(TINY) and not layout(replace(TINY, channels_last=False))
+
+
+def test_start_from_another_run(averaged, tmp_path):
+    r = replace(TINY, start=str(averaged[0]/'model.safetensors'), size=48, phases=(Phase(1e-3),))
+    first = {}
+    class Begin(Callback):
+        def before_fit(self): first.update({k: v.clone() for k, v in self.model.state_dict().items()})
+    result = go(r, tmp_path/'run', cbs=[Begin()])
+    assert_close(first, load_file(averaged[0]/'model.safetensors'), rtol=0, atol=0)
+    config = json.loads((averaged[0]/'config.json').read_text())
+    assert result['start']['sha256'] == config['sha256'] and result['recipe']['start'] == 'model.safetensors'
+    assert str(averaged[0]) not in (tmp_path/'run'/'result.json').read_text()
+    with pytest.raises(TrainingInterrupted): go(r, tmp_path/'cut', cbs=[At(2, press())])
+    assert go(None, tmp_path/'cut', resume=True)['start'] == result['start']
+    same_files(tmp_path/'run', tmp_path/'cut')
+
+
+def test_starts_that_cannot_be_used(averaged, tmp_path):
+    for change, word in (dict(width=8), 'width 6, here 8'), (dict(depth=4), 'depth 3, here 4'), (dict(formula='v1'), 'formula'):
+        with pytest.raises(InputError, match=word) as e: go(replace(TINY, start=str(averaged[0]), **change), tmp_path/'run')
+        assert '\n' not in str(e.value) and not (tmp_path/'run'/'recipe.json').exists()
+    with pytest.raises(InputError, match='no such file'): go(replace(TINY, start='nowhere.safetensors'), tmp_path/'run')
 
 
 # checkpoints
