@@ -45,7 +45,7 @@ class Phase:
     schedule: str = 'constant'  # 'constant', or 'cosine': half a cosine from `lr` down to `lr_end`
     lr_end: float = 0.  # where a cosine ends
 
-# %% ../nbs/08_train.ipynb #d6a1e153
+# %% ../nbs/08_train.ipynb #893e7339
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a run computes. Raises `InputError` for values that nothing can be trained with."
@@ -70,14 +70,15 @@ class Recipe:
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
     channels_last: bool = True  # memory layout of the weights, and so of the features
+    accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
     ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
     start: str|None = None  # model.safetensors of a network of the same shape, to begin from; None: He initialisation
     seed: int = 0  # of weights, order, flips and masks
     def __post_init__(self): normalise(self)
 
-# %% ../nbs/08_train.ipynb #3d90d326
-WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, warmup=0, min_steps=1, seed=0)
+# %% ../nbs/08_train.ipynb #5c91c7ad
+WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=('paper', 'v1'), per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'), channels_last=(True, False))
 
 def whole(v, low=0):
@@ -93,7 +94,7 @@ def uses_features(recipe):
     "Does a loss term with a weight compare features?"
     return any(recipe.weights[k] for k in FEATURE_TERMS)
 
-# %% ../nbs/08_train.ipynb #0aae6c28
+# %% ../nbs/08_train.ipynb #22a05aff
 def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
     for k, low in WHOLE.items():
@@ -106,6 +107,7 @@ def complaints(r):
         if p.schedule not in ('constant', 'cosine'): yield f"phase {i} has schedule={p.schedule!r}: give constant or cosine"
         if not 0 <= p.lr_end <= p.lr: yield f"phase {i} has lr_end={p.lr_end!r}: give 0 to its lr, {p.lr:g}"
         if not whole(p.epochs, 1): yield f"phase {i} has epochs={p.epochs!r}: give a whole number of 1 or more"
+    if whole(r.bs, 1) and whole(r.accumulate, 1) and r.bs % r.accumulate: yield f"accumulate={r.accumulate}: a batch of {r.bs} cannot be cut into so many equal pieces"
     if not r.phases: yield "no phases: give at least one"
     if not 0 <= r.ema < 1: yield f"ema={r.ema!r}: give a decay such as 0.999, or 0 for none"
     if r.chunk is not None and r.chunk != 'auto' and not whole(r.chunk, 1): yield f"chunk={r.chunk!r}: give images at a time, 1 or more, or 'auto'"
@@ -163,12 +165,13 @@ PRESETS = dict(
     full=Recipe(name='full', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS,
                 phases=(Phase(2e-4, epochs=30, share=6), Phase(5e-5, epochs=5, share=1, freeze_bn=True))))
 
-# %% ../nbs/08_train.ipynb #6d9b2a91
+# %% ../nbs/08_train.ipynb #ed68a81c
 FIRST = dict(impl='readable', channels_last=False)  # what runs did before there was a choice
 
 def saved_before(d):
     "Is the dict `d` a whole recipe of the time before `impl`, and no short one that leaves the rest to the defaults?"
-    return set(d) == {f.name for f in fields(Recipe)} - {'impl', 'channels_last', 'chunk', 'ema', 'start'}
+    first = {f.name for f in fields(Recipe)[:[f.name for f in fields(Recipe)].index('impl')]}
+    return 'impl' not in d and first | {'seed'} <= set(d)
 
 # %% ../nbs/08_train.ipynb #a2eae61f
 def recipe_from(
