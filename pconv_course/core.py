@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOLE', 'STRIP', 'InputError', 'to_array', 'paint_hole', 'compose', 'strip_array', 'show_strip', 'show_images',
-           'show_masks', 'show_numbers', 'svg', 'atomic_path', 'write_json', 'read_json', 'sha256_of', 'provenance']
+           'show_masks', 'show_numbers', 'svg', 'atomic_path', 'write_json', 'read_json', 'sha256_of', 'provenance',
+           'markdown_table']
 
 # %% ../nbs/00_core.ipynb #b1cdb722
 import hashlib
@@ -196,3 +197,11 @@ def provenance(
     return dict(date=datetime.now(timezone.utc).isoformat(timespec="seconds"), commit=_commit(), seed=seed,
                 python=platform.python_version(), packages=pkgs, system=platform.system(), cpu=_processor(),
                 cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu, **more)
+
+# %% ../nbs/00_core.ipynb #4868e07e
+def markdown_table(
+    rows,  # lists of cells, anything that has a text; the first row is the header
+) -> str:
+    "The rows as a Markdown table."
+    line = lambda r: f"| {' | '.join(str(o).replace('|', chr(92) + '|') for o in r)} |"
+    return "\n".join(map(line, [rows[0], ["---"]*len(rows[0]), *rows[1:]]))
