@@ -463,34 +463,34 @@ def _picture(src, name):
         raise InputError(f"{name} has far too many pixels for a mask; make it smaller") from None
     except Exception as e: raise InputError(f"{name} is no picture one can read ({type(e).__name__}); save it as PNG") from e
 
-# %% ../nbs/02_masks.ipynb #c060a096
+# %% ../nbs/02_masks.ipynb #2638c712
 def _array_levels(a, name):
-    "Float64 (H,W) in 0..1 of an array with one channel: bool, 0..1, or uint8 0..255."
+    "Float32 (H,W) in 0..1 of an array with one channel: bool, 0..1, or uint8 0..255."
     if a.ndim == 3 and 1 in (a.shape[0], a.shape[2]): a = a.squeeze(0 if a.shape[0] == 1 else 2)
     if a.ndim != 2: raise InputError(f"{name} has shape {a.shape}; a mask has one channel: give (H,W)")
-    a = a/255 if a.dtype == np.uint8 and a.max(initial=0) > 1 else a.astype(np.float64)
+    a = a/np.float32(255) if a.dtype == np.uint8 and a.max(initial=0) > 1 else a.astype(np.float32)
     if not ((a >= 0) & (a <= 1)).all(): raise InputError(f"{name} has NaN or values outside 0..1; give 0..1 or uint8")
     return a
 
-# %% ../nbs/02_masks.ipynb #e81cdbff
+# %% ../nbs/02_masks.ipynb #dd7fb599
 def _image_levels(im, alpha, name):
-    "Float64 (H,W) in 0..1 of the grey values of a PIL image, or of its opacity."
+    "Float32 (H,W) in 0..1 of the grey values of a PIL image, or of its opacity."
     has_alpha = "A" in im.getbands() or "transparency" in im.info
     if alpha and not has_alpha: raise InputError(f"{name} has no transparency; state hole='white' or hole='black'")
-    opacity = np.asarray(im.convert("RGBA").getchannel("A"))/255 if has_alpha else 1.
+    opacity = np.asarray(im.convert("RGBA").getchannel("A"))/np.float32(255) if has_alpha else 1.
     if alpha: return opacity
-    grey = np.asarray(im, np.float64)/65535 if im.mode.startswith("I") else np.asarray(im.convert("L"))/255
+    grey = np.asarray(im, np.float32)/65535 if im.mode.startswith("I") else np.asarray(im.convert("L"))/np.float32(255)
     if np.min(opacity) < 1 and grey.min() == grey.max(): raise InputError(f"{name} differs only in alpha; state hole='alpha'")
-    if 0 < grey.max() <= 1/255: raise InputError(f"{name} holds only 0 and 1 of 255, all black; multiply it by 255")
+    if 0 < grey.max() < 1.5/255: raise InputError(f"{name} holds only 0 and 1 of 255, all black; multiply it by 255")
     return grey
 
-# %% ../nbs/02_masks.ipynb #27374356
+# %% ../nbs/02_masks.ipynb #aa02e61b
 def soft_mask(
     src,  # path, open file, PIL image, or array ((H,W): bool, 0..1 or uint8 0..255)
     hole: str,  # what marks the hole: 'white', 'black', or 'alpha' (transparent)
     name: str = "the mask",  # for messages
 ) -> np.ndarray:
-    "How known each pixel is, float64 (H,W) in 0..1, before any threshold. Raises `InputError`."
+    "How known each pixel is, float32 (H,W) in 0..1, before any threshold. Raises `InputError`."
     if hole not in POLARITIES: raise InputError(f"hole={hole!r} is unknown; state what marks the hole: {POLARITIES}")
     if isinstance(src, torch.Tensor): src = src.detach().cpu().numpy()
     if isinstance(src, np.ndarray) and src.shape[2:] == (4,) and src.dtype == np.uint8: src = Image.fromarray(src)
