@@ -5,23 +5,25 @@
 # %% auto #0
 __all__ = ['Position', 'save_checkpoint', 'load_checkpoint', 'latest_checkpoint', 'rng_state', 'set_rng_state', 'Run',
            'RunCallback', 'RestOfEpoch', 'PositionCallback', 'StopOnNaN', 'read_log', 'RunLog', 'StripCallback',
-           'CheckpointCallback', 'BudgetCallback', 'TrainingInterrupted', 'stop_signals', 'LineReport', 'BarReport',
-           'reporter']
+           'CheckpointCallback', 'BudgetCallback', 'TrainingInterrupted', 'stop_signals', 'alone_in',
+           'tensorboard_callback', 'rehearse', 'LineReport', 'BarReport', 'reporter']
 
-# %% ../nbs/17_runs.ipynb #58ff33ca
+# %% ../nbs/17_runs.ipynb #d4fdf899
 import csv
 import io
 import json
 import math
 import os
 import random
+import re
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../nbs/17_runs.ipynb #83eb82e4
@@ -36,8 +38,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/17_runs.ipynb #d95bc0fb
+# %% ../nbs/17_runs.ipynb #b1ee0b8c
 from .core import InputError, atomic_path, sha256_of, strip_array, write_json
+from .fast import saved_bytes
 from .learner import inpaint_batch, term_names
 
 # %% ../nbs/17_runs.ipynb #0442da1c
@@ -86,7 +89,16 @@ def previous(path):
     "Where the checkpoint before the one at `path` is kept."
     return Path(path).with_suffix('.previous.safetensors')
 
-# %% ../nbs/17_runs.ipynb #9a48b360
+# %% ../nbs/17_runs.ipynb #04bc6809
+def write_tensors(path, tensors, metadata=None):
+    "safetensors' `save_file`; trouble with the disk is the `OSError` that it is everywhere else. On disk when it returns."
+    try: save_file(tensors, path, metadata=metadata)
+    except SafetensorError as e:
+        code = re.search(r'os error (\d+)', str(e))
+        raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(e))) from e
+    with open(path, 'rb+') as f: os.fsync(f.fileno())
+
+# %% ../nbs/17_runs.ipynb #9880aa13
 def save_checkpoint(
     path,  # the file; what is there now becomes `previous(path)`
     tree,  # nested dicts and lists of tensors, numbers and text
@@ -95,7 +107,7 @@ def save_checkpoint(
     path, tensors = Path(path), {}
     text = json.dumps(flatten(tree, tensors))
     with atomic_path(path) as tmp:
-        save_file(tensors, tmp, metadata=dict(state=text, sha256=digest(tensors, text)))
+        write_tensors(tmp, tensors, dict(state=text, sha256=digest(tensors, text)))
         if path.exists(): os.replace(path, previous(path))
 
 # %% ../nbs/17_runs.ipynb #1094ba92
@@ -135,7 +147,20 @@ def set_rng_state(state):
     torch.set_rng_state(state['torch'])
     if len(state.get('cuda', [])) == torch.cuda.device_count() > 0: torch.cuda.set_rng_state_all(state['cuda'])
 
-# %% ../nbs/17_runs.ipynb #514dbe2b
+# %% ../nbs/17_runs.ipynb #a4d4c6ec
+class Alone:
+    "The team of a run in one process: number `rank` of `world`, which agrees with itself."
+    rank, world = 0, 1
+    def agree(self, run, values): return values
+    def same(self, values): return values
+    def tick(self, run): return run.now()
+    def speaks(self, has_seen): return has_seen
+    def together(self, f, in_turn=False): return f()
+    def ask(self, run, why):
+        if run.stop: raise KeyboardInterrupt
+        run.stop = why
+
+# %% ../nbs/17_runs.ipynb #787cf1e1
 class Run:
     "A run: its folder `out`, what it computes (`recipe`, `data`), how far it is (`position`, `rows`), why it ends."
     def __init__(self, out, recipe, minutes=None, data='drawn', state=None):
@@ -145,15 +170,21 @@ class Run:
         self.average, self.aside = {}, {}  # averaged weights, and the others while the averaged ones are in the network
         self.stop, self.failed, self.done, self.saved, self.rng = None, None, False, None, None
         self.began, self.closing, self.reserve = time.monotonic(), 0., 0.
+        self.team, self.pieces, self.whole = Alone(), recipe.accumulate, True  # is a step complete with the batch at hand?
         self.report = lambda kind, **info: None
 
     def __str__(self): return f'{self.recipe.name} in {self.out}, {self.position}'
 
-# %% ../nbs/17_runs.ipynb #7bf5fa00
+# %% ../nbs/17_runs.ipynb #c18ceee7
+@patch
+def now(self: Run):
+    "Seconds so far, all sessions, by the clock of this process."
+    return self.earlier.seconds + time.monotonic() - self.began
+
 @patch
 def tick(self: Run):
-    "Seconds so far, all sessions."
-    self.position.seconds = self.earlier.seconds + time.monotonic() - self.began
+    "Seconds so far, all sessions, as the team agrees."
+    self.position.seconds = self.team.tick(self)
     return self.position.seconds
 
 @patch
@@ -161,20 +192,21 @@ def rate(self: Run):
     "Images per second in this session, scoring and saving included."
     return (self.position.images - self.earlier.images)/max(self.tick() - self.earlier.seconds, 1e-9)
 
-# %% ../nbs/17_runs.ipynb #e035c47e
+# %% ../nbs/17_runs.ipynb #d1ead41d
 @patch
-def fraction(self: Run):
-    "How much of the run is done, 0 to 1: by time if it has a budget, else by epochs of `n_iter` batches."
-    p = self.position
+def fraction(self: Run, position=None):
+    "How much of the run is done at `position` (None: now), 0 to 1: by time if it has a budget, else by epochs of `n_iter` batches."
+    p = self.position if position is None else position
     done = p.seconds/(60*self.minutes) if self.minutes else (p.epoch + p.iteration/self.n_iter)/total_epochs(self.recipe)
     return min(1., done)
 
 @patch
 def seconds_left(self: Run):
-    "Estimate of the time still needed, in seconds; None before the first batch."
+    "Estimate of the time still needed, in seconds, at the speed of this session; None before its first batch."
     done, p = self.fraction(), self.position
     if self.minutes: return max(0., 60*self.minutes - p.seconds)
-    return p.seconds*(1 - done)/done if done else None
+    here = done - self.fraction(self.earlier)
+    return (p.seconds - self.earlier.seconds)*(1 - done)/here if here > 0 else None
 
 # %% ../nbs/17_runs.ipynb #ed7ecbb9
 def saved_state(run, learn):
@@ -203,15 +235,16 @@ def public_recipe(recipe):
     "The recipe as a dict to pass on with weights: of a features file only the name."
     return asdict(recipe) | dict(features=Path(recipe.features).name, start=recipe.start and Path(recipe.start).name)
 
-# %% ../nbs/17_runs.ipynb #7ba05206
+# %% ../nbs/17_runs.ipynb #6f16b0bc
 def save_run(run, learn):
     "Write model.safetensors, config.json and the checkpoint of a run, each whole or not at all. Raises `InputError`."
+    if run.team.rank: return
     net = get_model(learn.model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in (run.average or net.state_dict()).items()}
     if bad := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise InputError(f'the network itself holds nan or infinity ({bad[0]}) and was not saved; start a new run with a lower lr')
     config = dict(model=net.config, recipe=public_recipe(run.recipe), position=asdict(run.position), **run.record)
-    with atomic_path(run.out/'model.safetensors') as tmp: save_file(tensors, tmp, metadata=dict(config=json.dumps(config)))
+    with atomic_path(run.out/'model.safetensors') as tmp: write_tensors(tmp, tensors, dict(config=json.dumps(config)))
     write_json(run.out/'config.json', config | dict(sha256=sha256_of(run.out/'model.safetensors')))
     save_checkpoint(run.out/'checkpoint.safetensors', saved_state(run, learn))
     run.saved = str(run.position)
@@ -242,24 +275,28 @@ class RestOfEpoch:
             self.dl.set_epoch(self.epoch*self.passes + i, max(0, self.skip - i*n))
             yield from self.dl
 
-# %% ../nbs/17_runs.ipynb #b00758cc
+# %% ../nbs/17_runs.ipynb #0e8af44a
 class PositionCallback(RunCallback):
     "Numbers epochs and iterations by the run, not by this fit, and goes on in the middle of an epoch."
     order = -20
     def before_epoch(self): self.learn.epoch = self.job.position.epoch
     def before_train(self):
-        self.skip, n = self.job.position.iteration, len(self.dls.train)
+        job, n = self.job, len(self.dls.train)
+        self.skip, self.learn.train_iter = job.position.iteration*job.pieces, job.position.step
         if self.skip % n == 0: self.restore_rng()
-        self.learn.dl = RestOfEpoch(self.dls.train, self.epoch, self.job.n_iter//n, self.skip)
+        self.learn.dl = RestOfEpoch(self.dls.train, self.epoch, job.n_iter*job.pieces//n, self.skip)
 
     def before_batch(self):
         self.restore_rng()
         self.learn.iter += self.skip
+        self.job.whole = (self.iter + 1) % self.job.pieces == 0
 
     def after_batch(self):
-        p = self.job.position
-        p.iteration, p.step, p.images = self.iter + 1, p.step + 1, p.images + len(self.xb[0])
-        self.job.tick()
+        job, p = self.job, self.job.position
+        p.images += len(self.xb[0])*job.team.world
+        if job.whole: p.iteration, p.step = (self.iter + 1)//job.pieces, p.step + 1
+        self.learn.train_iter = p.step - 1
+        job.tick()
 
     def before_validate(self): self.restore_rng()
 
@@ -287,7 +324,10 @@ def last_saved(run):
     "A clause about the checkpoint that a stopped run can go on from."
     return f'the checkpoint at {run.saved} is intact' if run.saved else 'nothing was saved yet'
 
-# %% ../nbs/17_runs.ipynb #e8756287
+# %% ../nbs/17_runs.ipynb #a61ba3bc
+ELSEWHERE = 'another process of this run met nan or infinity and says so'
+
+# %% ../nbs/17_runs.ipynb #9b5822ab
 class StopOnNaN(RunCallback):
     "Ends the run at a loss of nan or infinity, the batch saved. Keeps the weighted terms of the last batch as floats."
     order = 12
@@ -295,15 +335,18 @@ class StopOnNaN(RunCallback):
     def after_loss(self):
         loss, names = self.loss_func, term_names(self.loss_func)
         values = torch.stack([self.loss.detach().float(), *(loss.weights[k]*loss.last[k].float() for k in names)]).tolist()
-        self.job.last = dict(zip(['loss', *names.values()], values))
-        bad = [k for k, v in self.job.last.items() if not math.isfinite(v)]
-        if bad: raise InputError(save_bad_batch(self.job, bad[-1], dict(gt=self.yb[0], m=self.xb[1], inp=self.xb[0], out=self.pred)))
+        names = ['loss', *names.values()]
+        self.job.last = dict(zip(names, self.job.team.agree(self.job, values)))
+        if all(map(math.isfinite, self.job.last.values())): return
+        bad = [k for k, v in zip(names, values) if not math.isfinite(v)]
+        if not self.job.team.speaks(bool(bad)): raise InputError(ELSEWHERE)
+        raise InputError(save_bad_batch(self.job, bad[-1], dict(gt=self.yb[0], m=self.xb[1], inp=self.xb[0], out=self.pred)))
 
-# %% ../nbs/17_runs.ipynb #9475490d
+# %% ../nbs/17_runs.ipynb #2bd29e02
 def save_bad_batch(run, term, batch):
     "Save the batch whose loss is not a number; returns one line: where, whether the faces are to blame, what to do."
     batch = {k: v.detach().float().cpu().contiguous() for k, v in batch.items()}
-    with atomic_path(run.out/'batch.safetensors') as tmp: save_file(batch, tmp)
+    with atomic_path(run.out/'batch.safetensors') as tmp: write_tensors(tmp, batch)
     faces = [i for i, x in enumerate(batch['gt']) if not x.isfinite().all()]
     why = f'face {faces[0]} of the batch holds nan or infinity: repair the data' if faces else "start a new run with a lower lr or precision='fp32'"
     return f"{term} is {run.last[term]} at {run.position}; the batch is in {run.out/'batch.safetensors'}; {why}"
@@ -339,7 +382,7 @@ def read_log(path, step=math.inf):
         except ValueError: continue
     return [r for r in rows if r['step'] <= step]
 
-# %% ../nbs/17_runs.ipynb #94cd6981
+# %% ../nbs/17_runs.ipynb #f85d0821
 @patch
 def count(self: Run):
     "The columns that every line of the log begins with."
@@ -349,9 +392,10 @@ def count(self: Run):
 @patch
 def write_line(self: Run, kind, row):
     "Append a dict to log.jsonl."
+    if self.team.rank: return
     with open(self.out/'log.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(dict(kind=kind, **row)) + '\n')
 
-# %% ../nbs/17_runs.ipynb #3a9677a9
+# %% ../nbs/17_runs.ipynb #27549f40
 class RunLog(RunCallback):
     "Writes log.jsonl (every `every` steps and every epoch) and log.csv (every epoch), and feeds the progress bar."
     order = 52
@@ -361,15 +405,16 @@ class RunLog(RunCallback):
     def after_batch(self):
         job = self.job
         add_to(job.sums, job.last), add_to(job.window, job.last)
-        job.report('step', run=job, done=job.fraction(), left=job.seconds_left(), terms=means(job.window))
-        if job.position.step % self.every: return
+        if job.whole: job.report('step', run=job, done=job.fraction(), left=job.seconds_left(), terms=means(job.window))
+        if job.position.step % self.every or not job.whole: return
         job.write_line('step', dict(job.count(), **means(job.window, 'train_')))
         job.window = {}
 
     @guarded
     def after_epoch(self):
         job, row = self.job, epoch_row(self.job, self.learn)
-        job.rows.append(row), job.write_line('epoch', row), write_csv(job.out/'log.csv', job.rows)
+        job.rows.append(row), job.write_line('epoch', row)
+        if not job.team.rank: write_csv(job.out/'log.csv', job.rows)
         job.report('epoch', run=job, row=row)
 
 # %% ../nbs/17_runs.ipynb #90589e47
@@ -380,24 +425,26 @@ def epoch_row(run, learn):
     return dict(run.count(), images_per_s=round(run.rate(), 2), **means(run.sums, 'train_'),
                 **{f'valid_{k}': finite(v) for k, v in scores.items()})
 
-# %% ../nbs/17_runs.ipynb #760dfd0d
+# %% ../nbs/17_runs.ipynb #6c857e11
 class StripCallback(RunCallback):
     "A picture per epoch in strips/: gt | inp | out | comp of the same `n` held-out faces under the same masks."
     order = 53
     def __init__(self, run, n=6): self.job, self.n = run, n
 
     def before_fit(self):
+        if self.job.team.rank: return
         self.gt = self.dls.valid.one_batch()[0][:self.n]
         self.m = self.mask.valid_masks(len(self.gt), device=self.gt.device)
 
     @guarded
     def after_epoch(self):
+        if self.job.team.rank: return
         out, _ = inpaint_batch(get_model(self.model), self.gt, self.m)
         arr, k = strip_array(self.gt, self.m, out), max(1, 128//self.gt.shape[-1])
         with atomic_path(self.job.out/'strips'/f'epoch_{self.job.position.epoch + 1:03d}.png') as tmp:
             Image.fromarray(arr.repeat(k, 0).repeat(k, 1)).save(tmp, format='png')
 
-# %% ../nbs/17_runs.ipynb #a829ed8e
+# %% ../nbs/17_runs.ipynb #3c569370
 class CheckpointCallback(RunCallback):
     "Saves the run at its start, every `minutes`, at the end of every epoch, and when it is asked to stop."
     order, run_valid = 55, True
@@ -409,6 +456,7 @@ class CheckpointCallback(RunCallback):
         elif state['scaler']: self.learn.scaler.load_state_dict(state['scaler'])
 
     def after_batch(self):
+        if self.training and not self.job.whole: return
         due = self.training and time.monotonic() - self.saved_at > 60*self.minutes
         if self.job.stop or due: self.save()
         if self.job.stop: raise CancelFitException
@@ -428,7 +476,7 @@ def after_epoch(self: CheckpointCallback):
     if p.iteration >= job.n_iter: p.epoch, p.iteration, job.sums = p.epoch + 1, 0, {}
     job.tick(), self.save()
 
-# %% ../nbs/17_runs.ipynb #ce58c6a9
+# %% ../nbs/17_runs.ipynb #8ce473b4
 class BudgetCallback(RunCallback):
     "Ends a run with a budget in time: the epoch stops where it is and is scored like a whole one."
     order = 56
@@ -436,12 +484,13 @@ class BudgetCallback(RunCallback):
     def before_validate(self): self.closing = time.monotonic()
 
     def after_batch(self):
-        if self.over():
+        if self.job.whole and self.over():
             self.job.done = True
             raise CancelTrainException
 
     def after_epoch(self):
-        self.job.reserve = time.monotonic() - self.closing
+        job = self.job
+        job.reserve, job.position.seconds = job.team.same([time.monotonic() - self.closing, job.now()])
         if self.job.done or self.over():
             self.job.done = True
             raise CancelFitException
@@ -450,18 +499,108 @@ class BudgetCallback(RunCallback):
 class TrainingInterrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM during training; the message says where the run was saved and how it goes on."
 
-# %% ../nbs/17_runs.ipynb #cc7d2ce3
+# %% ../nbs/17_runs.ipynb #b098f9a3
 @contextmanager
 def stop_signals(run):
     "Ctrl-C and SIGTERM ask `run` to stop after the current batch; a second one interrupts at once."
-    def ask(number, frame):
-        if run.stop: raise KeyboardInterrupt
-        run.stop = signal.Signals(number).name
+    def ask(number, frame): run.team.ask(run, signal.Signals(number).name)
     main = threading.current_thread() is threading.main_thread()
     was = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try: yield
     finally:
         for s, handler in was.items(): signal.signal(s, handler or signal.SIG_DFL)
+
+# %% ../nbs/17_runs.ipynb #f653944b
+try: import fcntl
+except ImportError: fcntl = None  # Windows: folders are not locked
+
+# %% ../nbs/17_runs.ipynb #f92e65c8
+def locked(path):
+    "The open and locked file at `path`. Raises `BlockingIOError` when another process holds it."
+    while True:
+        f = open(path, 'a+', encoding='utf-8')
+        try:
+            if fcntl is not None: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(f.fileno()), os.stat(path)): return f
+        except FileNotFoundError: pass
+        except BlockingIOError: f.close(); raise
+        f.close()
+
+# %% ../nbs/17_runs.ipynb #b3c4b63f
+@contextmanager
+def alone_in(folder):
+    "Hold the folder of a run, made if need be. Raises `InputError` while another process holds it; one that died holds nothing."
+    path = Path(folder)/'lock'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        f = locked(path)
+    except BlockingIOError: raise InputError(f'{folder} is in use by another process{who_holds(path)}; wait for its end, or stop it') from None
+    except OSError as e: raise InputError(f'cannot write in {folder}: {e.strerror}; choose a folder you may write to') from e
+    try:
+        with suppress(OSError): f.truncate(0), f.write(f'{os.getpid()}'), f.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        with suppress(OSError): f.close()
+
+# %% ../nbs/17_runs.ipynb #27617f1d
+def who_holds(path):
+    "A clause with the number of the process that wrote the lock file `path`; '' when it cannot be read."
+    try: return f' (number {int(path.read_text())})'
+    except (OSError, ValueError): return ''
+
+# %% ../nbs/17_runs.ipynb #13b9e810
+def tensorboard_callback(run):
+    "fastai's `TensorBoardCallback`, writing into the run's folder. Raises `InputError` when tensorboard is not installed."
+    if find_spec('tensorboard') is None:
+        raise InputError("tensorboard is not installed; pip install 'pconv_course[tensorboard]', or leave it out: log.csv has the same numbers")
+    from fastai.callback.tensorboard import TensorBoardCallback
+    cb = TensorBoardCallback(log_dir=run.out/'tensorboard', trace_model=False, log_preds=False)
+    cb.run_valid = False
+    return cb
+
+# %% ../nbs/17_runs.ipynb #5d29ef88
+class Stopwatch(RunCallback):
+    "Ends a fit after `warm` and `steps` more steps; `seconds` for these `steps`."
+    order = 60
+    def __init__(self, run, steps, warm): self.job, self.steps, self.warm, self.seen, self.seconds = run, steps, warm, 0, 0.
+    def before_train(self): self.learn.dl = RestOfEpoch(self.dls.train, 0, math.ceil((self.warm + self.steps)*self.job.pieces/len(self.dls.train)))
+
+    def after_batch(self):
+        self.seen += self.job.whole
+        if not self.job.whole or self.seen not in (self.warm, self.warm + self.steps): return
+        if self.xb[0].is_cuda: torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.seconds
+        if self.seen > self.warm: raise CancelFitException
+
+# %% ../nbs/17_runs.ipynb #3807b335
+def memory_of(run, learn):
+    "Bytes: weights with gradients and averages, features kept for the backward of one piece, and on a GPU the highest use so far."
+    net, (gt, *_) = get_model(learn.model), learn.dls.train.one_batch()
+    gt = gt[:max(1, len(gt)//run.pieces)]
+    m = learn.mask.train_masks(len(gt), 0, 0, gt.device)
+    kept = saved_bytes(lambda: learn.loss_func(net(torch.where(m > 0.5, gt, 0.), m), gt, m), net)
+    weights = sum(p.numel()*p.element_size() for p in net.parameters())*(5 if run.recipe.ema else 4)
+    return dict(weights=weights, features=kept, peak=torch.cuda.max_memory_allocated(gt.device) if gt.is_cuda else None)
+
+# %% ../nbs/17_runs.ipynb #126c0bc3
+def rehearse(
+    run,  # a `Run`
+    learn,  # its learner, with the callbacks that decide what a step is
+    steps=10,  # to be timed
+    warm=2,  # before them
+) -> dict:
+    "What a run will cost, measured on a few steps; nothing is written. The weights of `learn` are spoiled."
+    watch, r, n = Stopwatch(run, steps, warm), run.recipe, len(learn.dls.train)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[watch])
+    began = time.perf_counter()
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda cb: isinstance(cb, RunCallback))): learn.validate(dl=[learn.dls.valid.one_batch()])
+    score = (time.perf_counter() - began)*len(learn.dls.valid)
+    rate, epoch = r.bs*steps/watch.seconds, n*math.ceil(r.min_steps/n)*r.bs
+    per_epoch, p = epoch/rate + score, run.position
+    left = 60*run.minutes - p.seconds if run.minutes else (total_epochs(r) - p.epoch)*per_epoch - p.iteration*r.bs/rate
+    return dict(parameters=sum(o.numel() for o in learn.model.parameters()), memory=memory_of(run, learn), images_per_s=rate,
+                images=round(max(0, left)*epoch/per_epoch), epochs=left/per_epoch, hours=max(0, left)/3600)
 
 # %% ../nbs/17_runs.ipynb #e552f4e4
 def clock(seconds):

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Phase', 'Recipe', 'recipe_from', 'recipe_from_json', 'recipe_with', 'recipe_diff', 'phase_at',
-           'learning_rate', 'ScheduleCallback', 'AverageCallback', 'recipe_learner', 'train', 'load_model']
+           'learning_rate', 'ScheduleCallback', 'AverageCallback', 'recipe_learner', 'train', 'rehearsal', 'load_model']
 
-# %% ../nbs/08_train.ipynb #f8d47e04
+# %% ../nbs/08_train.ipynb #7929b2b8
 import json
 import math
 import random
 import shlex
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -23,16 +24,17 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-# %% ../nbs/08_train.ipynb #61f20d89
+# %% ../nbs/08_train.ipynb #108573a6
 from .core import InputError, atomic_path, provenance, read_json, sha256_of, write_json
 from .data import face_dls
 from .fast import build_unet
 from .learner import pconv_learner
 from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights
 from .masks import MaskBank
-from .runs import (BudgetCallback, CheckpointCallback, PositionCallback, Run, RunCallback, RunLog,
-                               StopOnNaN, StripCallback, TrainingInterrupted, last_saved, latest_checkpoint, read_log,
-                               reporter, restore, result_of, rng_state, set_rng_state, stop_signals, total_epochs)
+from .parallel import in_team, part_of, parts_callbacks, team_of
+from .runs import (ELSEWHERE, BudgetCallback, CheckpointCallback, Position, PositionCallback, Run, RunCallback, RunLog,
+                               StopOnNaN, StripCallback, TrainingInterrupted, alone_in, last_saved, latest_checkpoint, read_log, rehearse,
+                               reporter, restore, result_of, rng_state, set_rng_state, stop_signals, tensorboard_callback, total_epochs)
 
 # %% ../nbs/08_train.ipynb #688804e3
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def average_decay(ema, step):
     "The decay at training step `step`, from 1: it grows to `ema`, so that an average over few steps forgets the first weights."
     return min(ema, (1 + step)/(10 + step))
 
-# %% ../nbs/08_train.ipynb #7295cb2c
+# %% ../nbs/08_train.ipynb #1c42c07b
 class AverageCallback(RunCallback):
     "Keeps `job.average`, the moving average of the network's state, and puts it into the network for scores and strips."
     order = 50
@@ -264,6 +266,7 @@ class AverageCallback(RunCallback):
 
     @torch.no_grad()
     def after_batch(self):
+        if not self.job.whole: return
         d = average_decay(self.job.recipe.ema, self.job.position.step)
         for k, v in get_model(self.model).state_dict().items():
             if v.is_floating_point(): self.job.average[k].lerp_(v, 1 - d)
@@ -331,7 +334,7 @@ def data_record(data, dls):
     ids = json.dumps([list(map(str, train.ids)), list(map(str, valid.ids))])
     return dict(name=Path(data).name, train=len(train), valid=len(valid), sha256=sha256_of(ids.encode() + b''.join(pixels)))
 
-# %% ../nbs/08_train.ipynb #7b9e278f
+# %% ../nbs/08_train.ipynb #26fee1d5
 def open_run(recipe, data, out, minutes=None, resume=False, valid=None):
     "The `Run` in the folder `out`, new or to be continued. Raises `InputError`; nothing is written yet."
     out = Path(out).expanduser()
@@ -341,9 +344,13 @@ def open_run(recipe, data, out, minutes=None, resume=False, valid=None):
     if minutes is not None and not positive(minutes): raise InputError(f'minutes={minutes}: give a number above 0')
     if resume: return continued_run(recipe, data, out, minutes)
     if recipe is None: raise InputError(f"no recipe; choose a preset from {', '.join(PRESETS)}")
-    if (out/'recipe.json').exists(): raise InputError(f'{out} already holds a run; resume it, or choose another folder')
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise InputError(f'{out} exists and is not an empty folder; choose another one')
+    check_unused(out)
     return Run(out, recipe, minutes, data)
+
+def check_unused(out):
+    "Raises `InputError` if the folder `out` holds a run, or anything but a `lock`."
+    if (out/'recipe.json').exists(): raise InputError(f'{out} already holds a run; resume it, or choose another folder')
+    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {'lock'}): raise InputError(f'{out} exists and is not an empty folder; choose another one')
 
 # %% ../nbs/08_train.ipynb #fecb216a
 def continued_run(recipe, data, out, minutes):
@@ -358,21 +365,23 @@ def continued_run(recipe, data, out, minutes):
     run.done = minutes is None and (out/'result.json').exists() and read_json(out/'result.json')['finished']
     return run
 
-# %% ../nbs/08_train.ipynb #ec6e5cf0
+# %% ../nbs/08_train.ipynb #91cc3428
 def begin(run, learn):
     "Write the recipe of a new run, or put the saved state into the learner and cut the log back to it. Raises `InputError`."
     run.record = dict(data=data_record(run.data, learn.dls), provenance=provenance(run.recipe.seed))
     n = len(learn.dls.train)
     run.n_iter = n*math.ceil(run.recipe.min_steps/n)
+    if run.pieces*run.team.world > 1: part_of(learn.dls.train, run.team.rank, run.team.world, run.pieces)  # a complaint comes now
     if run.state is None:
         if run.recipe.start: run.record['start'] = begin_from(get_model(learn.model), run.recipe.start)
         random.seed(run.recipe.seed), np.random.seed(run.recipe.seed % 2**32), torch.manual_seed(run.recipe.seed)
-        return write_json(run.out/'recipe.json', asdict(run.recipe))
+        return run.team.rank or write_json(run.out/'recipe.json', asdict(run.recipe))
     old, new = run.state['data'], run.record['data']
     if old['sha256'] != new['sha256']: raise InputError(f"the run in {run.out} began with other faces ({old['name']}, now {new['name']}); give the same ones")
     restore(run, learn, run.state)
     rows = read_log(run.out/'log.jsonl', run.position.step)
     run.rows = [{k: v for k, v in r.items() if k != 'kind'} for r in rows if r['kind'] == 'epoch']
+    if run.team.rank: return
     with atomic_path(run.out/'log.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8')
 
 # %% ../nbs/08_train.ipynb #c5d44040
@@ -380,7 +389,7 @@ def how_to_resume(run):
     "The command that continues a run."
     return f'go on with: pconv_train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
 
-# %% ../nbs/08_train.ipynb #cb1f397b
+# %% ../nbs/08_train.ipynb #d2620594
 def fit(run, learn):
     "Run the learner to the end of the run; turn what stopped it into `InputError` or `TrainingInterrupted`."
     epochs = 10**9 if run.minutes else total_epochs(run.recipe) - run.position.epoch
@@ -388,19 +397,24 @@ def fit(run, learn):
     if run.done: return run.report('note', text=f'{run}: nothing left to train')
     run.report('start', run=run)
     try:
-        with stop_signals(run), learn.no_bar(), learn.no_logging(): learn.fit(epochs)
+        with stop_signals(run), in_team(learn, run.team), learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     except KeyboardInterrupt: raise TrainingInterrupted(f'stopped at once; {last_saved(run)}; {how_to_resume(run)}') from None
+    except InputError as e: raise InputError(f'{e}; {last_saved(run)}; {how_to_resume(run)}') from e
+    if run.team.rank and (run.stop or (run.failed or '').startswith(ELSEWHERE)): sys.exit(130 if run.stop else 2)  # another process says it
     if run.failed: raise InputError(run.failed)
     if run.stop: raise TrainingInterrupted(f'stopped by {run.stop}, saved at {run.position}; {how_to_resume(run)}')
 
-# %% ../nbs/08_train.ipynb #2de20517
-def run_callbacks(run, save_minutes=5., log_every=20):
-    "The callbacks of a run; `save_minutes` between checkpoints inside an epoch, `log_every` steps a line of log.jsonl."
-    average = [AverageCallback(run), TrainingWeights(run)] if run.recipe.ema else []
-    return [PositionCallback(run), ScheduleCallback(run), StopOnNaN(run), RunLog(run, log_every), *average,
-            StripCallback(run), CheckpointCallback(run, save_minutes), BudgetCallback(run)]
+# %% ../nbs/08_train.ipynb #b3643a63
+def step_callbacks(run):
+    "The callbacks that decide what a step of a run computes."
+    return [PositionCallback(run), ScheduleCallback(run), *parts_callbacks(run.recipe, run.team.world), *([AverageCallback(run)] if run.recipe.ema else [])]
 
-# %% ../nbs/08_train.ipynb #9bb4a2b6
+def run_callbacks(run, save_minutes=5., log_every=20, tensorboard=False):
+    "The callbacks of a run; `save_minutes` between checkpoints inside an epoch, `log_every` steps a line of log.jsonl."
+    return [*step_callbacks(run), StopOnNaN(run), RunLog(run, log_every), *([TrainingWeights(run)] if run.recipe.ema else []),
+            *([tensorboard_callback(run)] if tensorboard else []), StripCallback(run), CheckpointCallback(run, save_minutes), BudgetCallback(run)]
+
+# %% ../nbs/08_train.ipynb #28f771ad
 def train(
     recipe,  # a `Recipe`, the name of a preset, or None to resume with the saved one
     data='drawn',  # 'drawn', or a folder or zip of faces
@@ -415,14 +429,44 @@ def train(
     **every,  # see `run_callbacks`
 ) -> dict:  # what result.json holds, and `out`
     "Train by a recipe; all results are in the folder `out`. Raises `InputError`, and `TrainingInterrupted` after Ctrl-C."
-    run, outer = open_run(recipe, data, out, minutes, resume, valid), rng_state()
-    run.report = reporter(progress)
-    try:
-        learn = recipe_learner(run.recipe, data, device, num_workers, [*run_callbacks(run, **every), *(cbs or [])])
-        begin(run, learn), fit(run, learn)
-        write_json(run.out/'result.json', result_of(run))
-    finally: run.report('end'), set_rng_state(outer)
-    return result_of(run) | dict(out=str(run.out))
+    with ExitStack() as at_end:
+        at_end.callback(set_rng_state, rng_state())
+        team = team_of(device)
+        run = team.together(lambda: opened(at_end, team, recipe, data, out, minutes, resume, valid))
+        run.report = reporter(False if team.rank else progress)
+        at_end.callback(run.report, 'end')
+        cbs = [*run_callbacks(run, **every), *(cbs or [])]
+        fit(run, team.together(lambda: begun(at_end, run, data, device, num_workers, cbs), in_turn=True))
+        if not team.rank: write_json(run.out/'result.json', result_of(run))
+        return result_of(run) | dict(out=str(run.out))
+
+# %% ../nbs/08_train.ipynb #8e2e4c83
+def opened(at_end, team, recipe, data, out, minutes, resume, valid):
+    "The `Run` of a `team`, its folder held until `at_end` if it is there already. Raises `InputError`."
+    if resume and not team.rank and Path(out).expanduser().is_dir(): at_end.enter_context(alone_in(Path(out).expanduser()))
+    run = open_run(recipe, data, out, minutes, resume, valid)
+    run.team = team
+    return run
+
+def begun(at_end, run, data, device, num_workers, cbs):
+    "The learner of a `Run`, which has written or read its first files; a new folder is held until `at_end`. Raises `InputError`."
+    learn = recipe_learner(run.recipe, data, device, num_workers, cbs)
+    if run.state is None and not run.team.rank:
+        at_end.enter_context(alone_in(run.out))
+        check_unused(run.out)
+    begin(run, learn)
+    return learn
+
+# %% ../nbs/08_train.ipynb #363576fe
+def rehearsal(
+    recipe, data='drawn', out='runs/train', minutes=None, resume=False, valid=None, device=None, num_workers=0,  # as in `train`
+    steps=10,  # to be timed
+) -> tuple:  # the recipe, and what `rehearse` found out
+    "What `train` would cost here: size of the network, memory, images per second, hours. Writes nothing. Raises `InputError`."
+    state, run = rng_state(), open_run(recipe, data, out, minutes, resume, valid)
+    if run.state: run.position = Position(**run.state['position'])
+    try: return run.recipe, rehearse(run, recipe_learner(run.recipe, data, device, num_workers, step_callbacks(run)), steps)
+    finally: set_rng_state(state)
 
 # %% ../nbs/08_train.ipynb #aa09690a
 def load_model(
