@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'FACE_SUFFIXES', 'face_traits', 'draw_face', 'Faces', 'DrawnFaces', 'read_face', 'list_faces', 'FaceFiles',
-           'split_ids', 'prepare', 'FaceDL', 'face_dls']
+           'split_ids', 'prepare', 'FaceDL', 'PixelCache', 'FaceWarning', 'cache_home', 'pixel_cache', 'loader_profile',
+           'face_dls']
 
-# %% ../nbs/03_data.ipynb #fbca1354
+# %% ../nbs/03_data.ipynb #457befc4
 import copy
 import csv
 import io
@@ -14,11 +15,14 @@ import math
 import os
 import re
 import reprlib
+import shutil
 import sys
+import time
+import warnings
 import zipfile
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate, chain, count
 from pathlib import Path
 from types import SimpleNamespace
@@ -650,11 +654,11 @@ def draw_face(
     for part in parts: part(canvas, t)
     return canvas.picture()
 
-# %% ../nbs/03_data.ipynb #956036c4
+# %% ../nbs/03_data.ipynb #f5cbf037
 class Faces(torch.utils.data.Dataset):
     "Faces by number: `faces[i]` is (3,H,W) float32 in [0,1], `faces.ids[i]` its name. Subclasses `read` one face."
     def __init__(self, ids, size):
-        self.ids, self.items, self.size, self.kept = list(ids), range(len(ids)), size, {}
+        self.ids, self.items, self.size, self.kept, self.cache = list(ids), range(len(ids)), size, {}, None
 
     def __len__(self): return len(self.items)
 
@@ -666,9 +670,12 @@ class Faces(torch.utils.data.Dataset):
         "uint8 (3,H,W) tensor of face `i`; read only once while the whole set fits into a gigabyte."
         item = self.items[i]
         if item in self.kept: return self.kept[item]
+        if self.cache is not None and (x := self.cache.read(item)) is not None: return x
         x = torch.from_numpy(self.read(item)).permute(2, 0, 1).contiguous()
-        if self.size and 3*self.size**2*len(self) <= 2**30: self.kept[item] = x
+        if self.cache is None and self.fits_memory(): self.kept[item] = x
         return x
+
+    def fits_memory(self): return bool(self.size) and 3*self.size**2*len(self) <= 2**30
 
     def __getitem__(self, i): return self.pixels(i).float().div(255)
 
@@ -820,7 +827,7 @@ def face_ids(
         seen.add(ids[-1].casefold())
     return ids
 
-# %% ../nbs/03_data.ipynb #dfef480f
+# %% ../nbs/03_data.ipynb #48a28dde
 MADE_BY = "pconv_course prepare"
 
 def read_manifest(src):
@@ -832,20 +839,24 @@ def read_manifest(src):
     if not (src/"manifest.json").is_file(): raise InputError(f"{src} is not finished; repeat the command that prepares it")
     made = read_json(src/"manifest.json")
     ids = sorted(made["train"] + made["valid"])
-    return dict(ids=ids, files=[f"faces/{i}{made['suffix']}" for i in ids], split=(made["train"], made["valid"]))
+    return dict(ids=ids, files=[f"faces/{i}{made['suffix']}" for i in ids], split=(made["train"], made["valid"]), sha256=made["sha256"])
 
-# %% ../nbs/03_data.ipynb #9ba4701a
+# %% ../nbs/03_data.ipynb #b302e7f5
 class FaceFiles(Faces):
     "The faces in a folder or a zip, or in a folder that `prepare` made. Raises `InputError`."
     def __init__(
         self,
         src,  # folder (nested or not) or zip of PNG, JPEG and WebP files
         size=None,  # px to crop and resize to; None: every file as it is
+        ids=face_ids,  # names the files: a function of the list of their names; None among its answers leaves a file out
     ):
-        made = read_manifest(src)
-        names = made["files"] if made else list_faces(src)
-        super().__init__(made["ids"] if made else face_ids(names), size and check_size(size))
-        self.src, self.archive, self.names, self.split = Path(src).expanduser(), None, names, made and made["split"]
+        made = read_manifest(src) or {}
+        names = made.get("files") or list_faces(src)
+        named = [(i, n) for i, n in zip(made.get("ids") or ids(names), names) if i is not None]
+        if not named: raise InputError(f"none of the {len(names)} files in {src} is wanted; ask for others")
+        super().__init__([i for i, _ in named], size and check_size(size))
+        self.src, self.archive, self.names = Path(src).expanduser(), None, [n for _, n in named]
+        self.split, self.made = made.get("split"), made.get("sha256")
 
     def read(self, item):
         with naming(self.names[item]), self.stream(self.names[item]) as f: return np.array(decode(f, self.size)[0])
@@ -963,9 +974,9 @@ def prepare_all(files, todo, dst, size, suffix, workers, done):
     finally: pool.shutdown(wait=True, cancel_futures=True)
     return sorted(quarantine, key=lambda q: q["source"])
 
-# %% ../nbs/03_data.ipynb #c2560eed
+# %% ../nbs/03_data.ipynb #f92afc32
 @contextmanager
-def watching(progress, total, before):
+def watching(progress, total, before, what="preparing"):
     "A function to call after each file: feeds `progress(done, total)`, or a rich bar when a person is at the terminal."
     count = iter(range(before + 1, total + 1))
     if progress is None and sys.stderr.isatty():
@@ -973,7 +984,7 @@ def watching(progress, total, before):
         from rich.progress import Progress, MofNCompleteColumn, TextColumn
         columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("files")]
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("preparing", total=total, completed=before)
+            task = bar.add_task(what, total=total, completed=before)
             yield lambda: bar.advance(task)
     elif callable(progress): yield lambda: progress(next(count), total)
     else: yield lambda: None
@@ -997,7 +1008,7 @@ def report(dst, settings, rows, quarantine, held, valid, seed):
     (dst/"faces.csv.part").unlink(missing_ok=True)
     return manifest
 
-# %% ../nbs/03_data.ipynb #24986828
+# %% ../nbs/03_data.ipynb #627139d4
 def prepare(
     src,  # folder or zip of PNG, JPEG and WebP files
     dst,  # folder to make, or to continue; any other content is refused
@@ -1007,11 +1018,12 @@ def prepare(
     workers=None,  # threads; None: one per core
     progress=None,  # f(done, total); None: a bar in a terminal; False: silent
     suffix=".jpg",  # ".jpg" (quality 95, full colour resolution) or ".png" (lossless, about four times the bytes)
+    ids=face_ids,  # names the faces, as in `FaceFiles`
 ) -> dict:
     "Make a folder of faces that trains fast; resumable. Returns the manifest. Raises `InputError`."
     src, dst, size = Path(src).expanduser(), Path(dst).expanduser(), check_size(size)
     if suffix not in (".jpg", ".png"): raise InputError(f"suffix {suffix!r} is not possible; give '.jpg' or '.png'")
-    files, settings = FaceFiles(src), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name)
+    files, settings = FaceFiles(src, ids=ids), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name)
     if src.resolve() in [dst.resolve(), *dst.resolve().parents]: raise InputError(f"{dst} lies inside {src}; choose a folder outside")
     held = set(split_ids(files.ids, valid, seed)[1])
     claim(dst, settings)
@@ -1028,10 +1040,10 @@ def epoch_order(n, seed, epoch):
     "A permutation of range(n), a function of (seed, epoch)."
     return np.random.default_rng([seed, epoch]).random(n).argsort(kind="stable").tolist()
 
-# %% ../nbs/03_data.ipynb #fa4ebb37
+# %% ../nbs/03_data.ipynb #dddecb97
 def to_unit(x):
     "A batch of bytes as float32 in [0,1]."
-    return x.float().div(255) if x.dtype == torch.uint8 else x
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 # %% ../nbs/03_data.ipynb #7c3ca1f5
 class FaceDL(TfmdDL):
@@ -1075,6 +1087,200 @@ def __iter__(self: FaceDL):
     try: yield from TfmdDL.__iter__(self)
     except InputError as e: raise InputError(str(e).strip().split("InputError: ")[-1]) from e
 
+# %% ../nbs/03_data.ipynb #cbc0de56
+class PixelCache:
+    "uint8 (3,size,size) by number from a cache file of `n` faces. Raises `InputError` if the file is not whole."
+    def __init__(self, path, n, size):
+        self.path, self.shape, self.row, self.file = Path(path), (3, size, size), 3*size*size, None
+        try:
+            with self.path.open("rb") as f:
+                np.lib.format.read_magic(f)
+                found, self.start = np.lib.format.read_array_header_1_0(f)[0], f.tell()
+        except (OSError, ValueError) as e: raise InputError(f"cannot read the cache {path}: {e}; delete it") from e
+        end = self.start + n*self.row
+        if found != (n, *self.shape) or self.path.stat().st_size != end + n: raise InputError(f"the cache {path} is not whole; delete it")
+        self.there = np.fromfile(self.path, np.uint8, offset=end)
+
+    def __getstate__(self): return {**self.__dict__, "file": None}
+
+# %% ../nbs/03_data.ipynb #33cd2ef8
+@patch
+def read(self: PixelCache, i):
+    "Face `i`, or None when it is not in the file."
+    if not self.there[i]: return None
+    try:
+        if self.file is None or self.file[0] != os.getpid(): self.file = os.getpid(), self.path.open("rb", buffering=0)
+        x, at = np.empty(self.shape, np.uint8), self.start + i*self.row
+        if hasattr(os, "preadv"): return torch.from_numpy(x) if os.preadv(self.file[1].fileno(), [x], at) == self.row else None
+        return torch.from_numpy(np.fromfile(self.path, np.uint8, self.row, offset=at).reshape(self.shape))
+    except (OSError, ValueError): return None
+
+# %% ../nbs/03_data.ipynb #ee4c6479
+@patch
+def fingerprint(self: FaceFiles) -> str:
+    "16 hex digits that change whenever the pixels of this source might."
+    def known(name):
+        try: s = self.unzipped().getinfo(name) if not self.src.is_dir() else (self.src/name).stat()
+        except (OSError, KeyError): return name, None
+        return (name, s.file_size, s.CRC) if isinstance(s, zipfile.ZipInfo) else (name, s.st_size, s.st_mtime_ns)
+    content = (self.made, self.names) if self.made else [known(name) for name in self.names]
+    return sha256_of(repr(("1", self.size, content)).encode())[:16]
+
+# %% ../nbs/03_data.ipynb #8b5e5bb3
+try: import fcntl
+except ImportError: fcntl = None
+
+# %% ../nbs/03_data.ipynb #a3803ae4
+@contextmanager
+def only_one(path):
+    "One process at a time is inside, others wait; where the system has no such locks nobody waits."
+    with open(path, "a") as f:
+        with suppress(OSError, AttributeError): fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+def write_cache(files, path, workers=None, progress=None):
+    "Decode all of `files` in threads and write them to `path`. A face that can't be read leaves a gap."
+    def one(k):
+        try: return files.read(k)
+        except InputError: return None
+    n, workers, there = len(files.names), workers or os.cpu_count() or 1, bytearray()
+    with watching(progress, n, 0, "decoding once") as done, atomic_path(path) as tmp, tmp.open("wb") as f, ThreadPoolExecutor(workers) as pool:
+        np.lib.format.write_array_header_1_0(f, dict(descr="|u1", fortran_order=False, shape=(n, 3, files.size, files.size)))
+        for start in range(0, n, 64):
+            for x in pool.map(one, range(start, min(n, start + 64))):
+                there.append(x is not None)
+                f.write(bytes(3*files.size**2) if x is None else x.transpose(2, 0, 1).tobytes()), done()
+        f.write(there)
+
+# %% ../nbs/03_data.ipynb #dbbb345c
+class FaceWarning(UserWarning):
+    "Something about the faces that costs time, not correctness."
+
+def cache_home():
+    "Where the caches of other people's folders and zips are kept: PCONV_CACHE, or pconv_course in the user's cache folder."
+    return Path(os.environ.get("PCONV_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"pconv_course")
+
+# %% ../nbs/03_data.ipynb #0454ca99
+SPARE = 200_000_000
+
+def check_space(folder, need, what):
+    "Raise `InputError` unless the disk of `folder` has room for `need` bytes and some to spare."
+    free = shutil.disk_usage(folder).free
+    if free < need + SPARE: raise InputError(f"{what} takes {need/1e9:.1f} GB and {folder} has {free/1e9:.1f} GB free; free some space")
+
+def cache_path(files, folder=None):
+    "Where the cache of these files belongs."
+    place = "" if files.made else f"{sha256_of(str(files.src.resolve()).encode())[:8]}-"
+    folder = Path(folder) if folder else files.src/"cache" if files.made else cache_home()
+    return folder/f"faces-{place}{files.size}-{files.fingerprint()}.npy"
+
+# %% ../nbs/03_data.ipynb #de53776b
+def pixel_cache(
+    files,  # `FaceFiles` with a size
+    folder=None,  # where the file is kept; None: in `cache` inside a prepared folder, else in `cache_home()`
+    progress=None,  # f(done, total); None: a bar in a terminal; False: silent
+) -> PixelCache | None:
+    "The cache of these faces, made when it is not there; None, with a `FaceWarning`, where it can't be kept."
+    path, n, size = cache_path(files, folder), len(files.names), files.size
+    with suppress(InputError): return PixelCache(path, n, size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(path.parent/f".{path.stem[:-17]}.lock"):
+            with suppress(InputError): return PixelCache(path, n, size)  # made while we waited
+            for old in [*path.parent.glob(f"{path.stem[:-16]}*.npy"), *path.parent.glob(f".{path.stem[:-16]}*.npy")]: old.unlink()
+            check_space(path.parent, n*(3*size**2 + 1), "a cache of the decoded faces")
+            write_cache(files, path, progress=progress)
+        return PixelCache(path, n, size)
+    except (InputError, OSError) as e:
+        why = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) else e
+        warnings.warn(f"no cache of the decoded faces, each epoch decodes them anew: {why}", FaceWarning, stacklevel=2)
+
+# %% ../nbs/03_data.ipynb #76d98a87
+def with_cache(faces, cache=None, num_workers=0):
+    "The faces, from now on read from a cache where that pays (see `face_dls`)."
+    if cache is False or not isinstance(faces, FaceFiles) or not faces.size: return faces
+    most = 2*len(faces) >= len(faces.names)  # a small sample of a large source is not worth decoding all of it
+    pays = most and (faces.made or num_workers or not faces.fits_memory())
+    if not (cache or pays or cache_path(faces).exists()): return faces
+    faces = copy.copy(faces)
+    faces.cache = pixel_cache(faces, None if cache in (None, True) else cache)
+    return faces
+
+# %% ../nbs/03_data.ipynb #355ef09e
+class Stopwatch:
+    "Adds up the processor time of named steps."
+    def __init__(self): self.seconds = {}
+
+    def __call__(self, step, f, *args):
+        start = time.process_time()
+        result = f(*args)
+        self.seconds[step] = self.seconds.get(step, 0) + time.process_time() - start
+        return result
+
+def decoded(watch, files, k):
+    "Face `k` of `files` as uint8 (3,size,size), step by step."
+    def opened(f):
+        img = open_image(f)
+        refuse_size(img, files.size), img.load()
+        return img
+    file = watch("open, read", lambda: io.BytesIO(files.stream(files.names[k]).read()))
+    img = watch("colours", to_rgb, watch("decode", opened, file))
+    img = np.array(watch("crop, resize", crop, img, files.size))
+    return watch("to tensor", lambda a: torch.from_numpy(a).permute(2, 0, 1).contiguous(), img)
+
+# %% ../nbs/03_data.ipynb #c1bfab1d
+def profile_steps(files, bs, n):
+    "Seconds {step: s} for `n` faces in batches of `bs`: half of them mirrored, collated, as float32."
+    watch, read = Stopwatch(), files.cache and files.cache.read
+    for k in range(0, n, bs):
+        faces = [watch("read", read, i) if read else decoded(watch, files, i) for i in range(k, k + bs)]
+        faces = [watch("flip", torch.flip, x, (-1,)) if i % 2 else x for i, x in enumerate(faces)]
+        watch("to float", to_unit, watch("collate", torch.stack, faces))
+    return watch.seconds
+
+def profile_epoch(files, bs, n):
+    "Seconds of an epoch over `n` faces through `FaceDL`, and the megabytes by which the process had grown at its peak."
+    def epoch(cache):
+        part = files.subset(files.ids[:n])
+        part.kept, part.cache = {}, cache
+        for _ in FaceDL(part, bs=bs, shuffle=True, flip=True): pass
+    grey = torch.full((3, files.size, files.size), 128, dtype=torch.uint8)
+    epoch(SimpleNamespace(read=lambda i: grey.clone()))  # what a loop and its allocator need in any case
+    before, watch = resident(reset=True), Stopwatch()
+    watch("epoch", epoch, files.cache)
+    return watch.seconds["epoch"], None if before is None else round(resident() - before, 1)
+
+# %% ../nbs/03_data.ipynb #754311fd
+def resident(reset=False):
+    "The most megabytes that this process has occupied since the last reset (Linux; else None)."
+    try:
+        if reset: Path("/proc/self/clear_refs").write_text("5")
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])/1024
+    except OSError: return None
+
+# %% ../nbs/03_data.ipynb #05eaa59f
+def loader_profile(
+    src,  # prepared folder
+    size=256,  # px
+    bs=12,  # faces per batch
+    n=480,  # faces to time, a multiple of `bs`
+    rounds=5,  # the median of so many
+) -> list:
+    "Rows {source, step, us}: microseconds of one core per face with and without the cache, and each epoch's peak memory."
+    plain, rows, threads = FaceFiles(src, size), [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    cached, mapped = with_cache(plain, True), copy.copy(plain)
+    mapped.cache = SimpleNamespace(read=lambda i, a=np.load(cached.cache.path, mmap_mode="r"): torch.from_numpy(np.array(a[i])))
+    for name, files in (("cache", cached), ("map", mapped), ("decoding", plain)):
+        epochs, steps = zip(*[(profile_epoch(files, bs, n), profile_steps(files, bs, n)) for _ in range(rounds)])
+        us = {k: 1e6*float(np.median([s[k] for s in steps]))/n for k in steps[0]}
+        whole = 1e6*float(np.median([e[0] for e in epochs]))/n
+        us["loop"] = max(0., whole - sum(us.values()))
+        rows += [dict(source=name, step=k, us=round(v, 1)) for k, v in us.items()]
+        rows += [dict(source=name, step="whole", us=round(whole, 1), peak_mb=epochs[0][1])]
+    torch.set_num_threads(threads)
+    return rows
+
 # %% ../nbs/03_data.ipynb #1ae5f9d1
 def open_faces(src, size, n=None, seed=0):
     "The dataset that `src` names: 'drawn', a folder, a zip, or a dataset; at most `n` faces."
@@ -1084,7 +1290,7 @@ def open_faces(src, size, n=None, seed=0):
     if n is None or n >= len(faces): return faces
     return faces.subset(sorted(sorted(faces.ids, key=lambda i: hash01(i, f"sample {seed}"))[:n]))
 
-# %% ../nbs/03_data.ipynb #d1fdc3be
+# %% ../nbs/03_data.ipynb #81a892f7
 def face_dls(
     src="drawn",  # 'drawn', or a folder or zip of faces, or a folder that `prepare` made
     size=64,  # px per side
@@ -1095,10 +1301,11 @@ def face_dls(
     num_workers=0,  # processes that read ahead; 0: none
     device=None,  # None: the GPU if there is one
     flip=False,  # mirror half of the training faces, others in each epoch
+    cache=None,  # file of decoded faces: None: for prepared folders, worker processes, and what exceeds 1 GB; True; False; or its folder
 ) -> DataLoaders:
     "fastai DataLoaders of faces; a batch is `(gt,)`, gt (bs,3,size,size) float32 in [0,1]. Raises `InputError`."
     if bs < 1: raise InputError(f"a batch of {bs} faces is not possible; give bs of 1 or more")
-    faces = open_faces(src, size, n, seed)
+    faces = with_cache(open_faces(src, size, n, seed), cache, num_workers)
     made = set(faces.split[1]) & set(faces.ids) if valid is None and getattr(faces, "split", None) else None
     train, held = map(faces.subset, split_ids(faces.ids, made or (0.1 if valid is None else valid), seed))
     device = default_device() if device is None else torch.device(device)

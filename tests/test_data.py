@@ -596,3 +596,230 @@ def test_prepared_split_is_used(album):
     dls = face_dls(album.parent / "out", 32, bs=2, device="cpu")
     assert sorted(dls.valid_ds.ids) == m["valid"] and sorted(dls.train_ds.ids) == m["train"]
     assert json.loads((album.parent / "out" / "manifest.json").read_text(encoding="utf-8"))["split"] == "0.4"
+
+
+# The cache of decoded faces
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    "No test touches the user's cache folder."
+    home = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PCONV_CACHE", str(home))
+    return home
+
+
+@pytest.fixture
+def ready(album):
+    "Twelve prepared faces of 32 px."
+    prepare(album, album.parent / "ready", size=32, valid=.25)
+    return album.parent / "ready"
+
+
+def same(a, b):
+    "Two DataLoaders give the same batches, bit for bit, in two epochs and in validation."
+    return all(len(x) == len(y) > 0 and all(torch.equal(p[0], q[0]) and p[0].dtype == torch.float32 and p[0].is_contiguous() for p, q in zip(x, y))
+               for _ in range(2) for x, y in ((list(a.train), list(b.train)), (list(a.valid), list(b.valid))))
+
+
+def loaders(src, cache, **kw): return face_dls(src, 32, bs=3, device="cpu", flip=True, cache=cache, **kw)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_batches_are_the_same_bits(ready, workers):
+    cached, plain = loaders(ready, None, num_workers=workers), loaders(ready, False)
+    assert cached.train_ds.cache and cached.valid_ds.cache.path.parent == ready / "cache" and plain.train_ds.cache is None
+    for p in (ready / "faces").rglob("*.jpg"):
+        if workers == 0: p.rename(p.with_suffix(".gone"))  # the cache needs the files no more
+    if workers == 0:
+        a = [b[0] for b in cached.train]
+        for p in (ready / "faces").rglob("*.gone"): p.rename(p.with_suffix(".jpg"))
+        cached.train.set_epoch(0)
+        assert all(torch.equal(x, y[0]) for x, y in zip(a, loaders(ready, False).train))
+    assert same(cached, plain) and not cached.train_ds.kept
+    assert same(loaders(ready, None), loaders(ready, False)), "a cache that is found works as one that was just made"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_any_source_can_be_cached(album, own_cache, kind):
+    (album / "a" / "broken.jpg").unlink()
+    src = album
+    if kind == "zip":
+        src = album.parent / "album.zip"
+        with zipfile.ZipFile(src, "w") as z:
+            for p in sorted(album.rglob("*.jpg")): z.write(p, p.relative_to(album).as_posix())
+    assert loaders(src, None).train_ds.cache is None, "what fits into memory needs no file"
+    assert not list(own_cache.iterdir())
+    cached = loaders(src, True)
+    assert cached.train_ds.cache.path.parent == own_cache and same(cached, loaders(src, False))
+    assert loaders(src, None).train_ds.cache, "a cache that is there is used"
+    assert not [p for p in album.rglob("*") if p.suffix not in ("", ".jpg")], "nothing is written into other people's folders"
+    n = len(list(own_cache.glob("*.npy")))
+    assert face_dls(src, 24, bs=2, device="cpu", num_workers=1).train_ds.cache and len(list(own_cache.glob("*.npy"))) == n + 1
+    assert face_dls(src, 28, bs=2, n=3, valid=.4, device="cpu", num_workers=1).train_ds.cache is None, "a small sample is no reason to decode all"
+
+
+def test_what_exceeds_memory_is_cached(album, monkeypatch):
+    monkeypatch.setattr(data.Faces, "fits_memory", lambda self: False)
+    (album / "a" / "broken.jpg").unlink()
+    assert loaders(album, None).train_ds.cache and loaders(album, False).train_ds.cache is None
+
+
+def test_a_stale_cache_is_noticed(album, ready, own_cache):
+    first = loaders(ready, None).train_ds.cache.path
+    time.sleep(.02)
+    write(album / "a" / "000.jpg", draw_face(98, 64), quality=90)
+    prepare(album, ready, size=32, valid=.25)
+    second = loaders(ready, None)
+    assert second.train_ds.cache.path != first and not first.exists() and same(second, loaders(ready, False))
+    (album / "a" / "broken.jpg").unlink()
+    one = loaders(album, True).train_ds.cache.path
+    stat = (album / "a" / "000.jpg").stat()
+    os.utime(album / "a" / "000.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**6))
+    two = loaders(album, True).train_ds.cache.path
+    assert one != two and [p for p in own_cache.glob("*.npy")] == [two]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:200], lambda b: b"", lambda b: b"not numpy" + b, lambda b: b + b"x"])
+def test_a_damaged_cache_is_made_again(ready, damage):
+    path = loaders(ready, None).train_ds.cache.path
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert same(loaders(ready, None), loaders(ready, False)) and path.read_bytes() == whole
+
+
+def test_cut_short_while_open(ready):
+    dls = loaders(ready, None)
+    with dls.train_ds.cache.path.open("rb+") as f: f.truncate(4000)
+    assert same(dls, loaders(ready, False))
+
+
+def test_a_broken_file_is_the_same_error_with_and_without_cache(album):
+    for cache in (True, False):
+        dls = loaders(album, cache, valid=["a/000"])
+        dls.train.drop_last = False
+        with pytest.raises(InputError, match="broken.jpg") as e: batches(dls.train)
+        assert one_line(e)
+    assert loaders(album, True, valid=["a/000"]).train_ds.cache.there.sum() == 12
+
+
+@pytest.mark.parametrize("how", ["full", "fills", "read-only", "file"])
+def test_without_room_it_decodes(ready, monkeypatch, how):
+    "A full disk, before or while writing, a read-only folder: one warning of one line, the same batches, nothing left behind."
+    if how == "full": monkeypatch.setattr(data.shutil, "disk_usage", lambda p: type("U", (), dict(free=10**6)))
+    if how == "fills":
+        def full(fd): raise OSError(28, "No space left on device")
+        monkeypatch.setattr(core.os, "fsync", full)
+    if how == "read-only":
+        real = Path.mkdir
+        def mkdir(self, *a, **k):
+            if self.name == "cache": raise OSError(30, "Read-only file system", str(self))
+            return real(self, *a, **k)
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+    if how == "file": (ready / "cache").write_text("x")
+    with pytest.warns(data.FaceWarning) as w: dls = loaders(ready, None)
+    text = str(w[0].message)
+    assert len(w) == 1 and "\n" not in text and "Errno" not in text and {"full": "0.0 GB free", "fills": "No space", "read-only": "Read-only", "file": "cache"}[how] in text
+    assert dls.train_ds.cache is None and not [p for p in ready.rglob("*.npy")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(dls, loaders(ready, False))
+
+
+BUILDER = """
+import sys, time
+from pconv_course import data
+real = data.FaceFiles.read
+def read(self, item):
+    time.sleep(.03)
+    return real(self, item)
+data.FaceFiles.read = read
+print("start", flush=True)
+cache = data.pixel_cache(data.FaceFiles(sys.argv[1], 32), progress=lambda done, total: print(done, flush=True))
+print(data.sha256_of(cache.path), flush=True)
+"""
+
+
+def builder(src): return subprocess.Popen([sys.executable, "-W", "ignore", "-c", BUILDER, str(src)], stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_at_once_build_one_cache(ready):
+    runs = [builder(ready) for _ in range(2)]
+    out = [r.communicate(timeout=120)[0].split() for r in runs]
+    assert out[0][-1] == out[1][-1] and len(out[0][-1]) == 64
+    assert sorted(len(o) for o in out) == [2, 14], "one decoded twelve faces, the other waited"
+    assert len(list((ready / "cache").glob("*.npy"))) == 1 and same(loaders(ready, None), loaders(ready, False))
+
+
+def test_killed_while_building(ready):
+    run = builder(ready)
+    for line in run.stdout:
+        if line.strip() == "5": break
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    left = [p for p in (ready / "cache").iterdir() if p.suffix == ".npy"]
+    assert len(left) == 1 and left[0].name.startswith("."), "half a cache has another name"
+    assert same(loaders(ready, None), loaders(ready, False)) and not left[0].exists()
+
+
+def test_interrupted_while_building(ready):
+    def stop(done, total):
+        if done == 3: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): data.pixel_cache(FaceFiles(ready, 32), progress=stop)
+    assert not list((ready / "cache").glob("*.npy")) and not list((ready / "cache").glob(".*.npy"))
+
+
+def test_cache_travels_to_other_processes_and_with_its_folder(ready):
+    faces = data.with_cache(FaceFiles(ready, 32))
+    x = faces[3]
+    again = pickle.loads(pickle.dumps(faces))
+    assert again.cache.file is None and torch.equal(again[3], x)
+    if hasattr(os, "fork"):
+        assert len(pickle.dumps(faces.cache)) < 1500
+    ready.rename(ready.parent / "moved")
+    before = {p: p.stat().st_mtime_ns for p in (ready.parent / "moved" / "cache").glob("*.npy")}
+    moved = data.with_cache(FaceFiles(ready.parent / "moved", 32))
+    assert {moved.cache.path: moved.cache.path.stat().st_mtime_ns} == before and torch.equal(moved[3], x)
+
+
+def test_numpy_opens_the_cache(ready):
+    faces = data.with_cache(FaceFiles(ready, 32))
+    a = np.load(faces.cache.path, mmap_mode="r")
+    assert a.shape == (12, 3, 32, 32) and a.dtype == np.uint8 and np.array_equal(a[5], faces.pixels(5).numpy())
+
+
+def test_a_gpu_gets_bytes(ready):
+    "A batch is uint8 when it has been moved to its device (here one without memory), and float32 after that."
+    seen = []
+    spy = lambda x: (seen.append((x.dtype, x.device.type)), x)[1]
+    dl = FaceDL(loaders(ready, None).train_ds, bs=3, device=torch.device("meta"), after_batch=[spy, data.to_unit])
+    (gt,) = next(iter(dl))
+    assert seen[0] == (torch.uint8, "meta") and (gt.dtype, gt.device.type) == (torch.float32, "meta")
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    "Twice as many faces, the same memory: reading keeps nothing (a map of the file, or keeping faces, would take 59 MB more)."
+    for i in range(600): write(tmp_path / "src" / f"{i:04d}.jpg", np.full((256, 256, 3), i % 251, np.uint8), quality=50)
+    prepare(tmp_path / "src", tmp_path / "out", size=256)
+    code = ("import sys; from pconv_course import data\nf = data.with_cache(data.FaceFiles(sys.argv[1], 256))\n"
+            "data.profile_epoch(f, 12, 120); print(*[data.profile_epoch(f, 12, n)[1] for n in (300, 600)])")
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=True).stdout.split()
+    if out[0] == "None": pytest.skip("only Linux tells how much memory a process takes")
+    assert float(out[1]) < 45
+
+
+def test_ids_can_be_chosen(album):
+    (album / "a" / "broken.jpg").unlink()
+    pick = lambda names: [f"{100 + i}" if i % 2 else None for i in range(len(names))]
+    faces = FaceFiles(album, 32, ids=pick)
+    assert faces.ids == ["101", "103", "105", "107", "109", "111"] and torch.equal(faces[0], FaceFiles(album, 32)[1])
+    m = prepare(album, album.parent / "o", size=32, ids=pick, valid="100-103")
+    assert m["valid"] == ["101", "103"] and m["count"] == 6
+    with pytest.raises(InputError, match="none of the 12") as e: FaceFiles(album, 32, ids=lambda names: [None]*len(names))
+    assert one_line(e)
+
+
+def test_loader_profile(ready):
+    rows = data.loader_profile(ready, 32, bs=3, n=12, rounds=1)
+    assert [r["step"] for r in rows if r["source"] == "cache"] == ["read", "flip", "collate", "to float", "loop", "whole"]
+    assert all(r["us"] >= 0 for r in rows) and {r["source"] for r in rows} == {"cache", "map", "decoding"}
