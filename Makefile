@@ -1,5 +1,6 @@
 # make demo   train a small inpainter on drawn faces and open runs/demo/report.html     (ARGS="--minutes 2" passes options on)
 # make test   everything that CI checks
+# make bench  speed and memory beside plain convolutions     (ARGS="--peers DIR" adds other people's networks)
 # make help   the other targets
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ ARGS ?=
 export PYTHONUNBUFFERED = 1
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test nbs readme docs-check docs clean help
+.PHONY: demo test test-browser bench nbs readme docs clean help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-runtime
@@ -17,6 +18,14 @@ demo: .venv/installed-runtime
 # One notebook is one test, each in a process of its own; one thread per process, so that two run side by side.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 tests $(ARGS)
+
+# The drawing widget in a real browser. Needs Chromium (on Debian and Ubuntu: apt install chromium).
+test-browser: .venv/installed-browser
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+# Alone on the machine, please: every other process is in the numbers.
+bench: .venv/installed-runtime
+	$(BIN)/pconv_bench $(ARGS)
 
 # Run every notebook, store its outputs, export, clean; then README.md from nbs/index.ipynb.
 nbs: .venv/installed-dev
@@ -54,3 +63,7 @@ help:
 	@echo "Installing the development set into .venv: about 6 GB, a few minutes the first time."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/installed-runtime
+
+.venv/installed-browser: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
+	@touch $@
