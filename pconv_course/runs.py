@@ -160,7 +160,7 @@ class Alone:
         if run.stop: raise KeyboardInterrupt
         run.stop = why
 
-# %% ../nbs/17_runs.ipynb #787cf1e1
+# %% ../nbs/17_runs.ipynb #c7909429
 class Run:
     "A run: its folder `out`, what it computes (`recipe`, `data`), how far it is (`position`, `rows`), why it ends."
     def __init__(self, out, recipe, minutes=None, data='drawn', state=None):
@@ -170,7 +170,7 @@ class Run:
         self.average, self.aside = {}, {}  # averaged weights, and the others while the averaged ones are in the network
         self.stop, self.failed, self.done, self.saved, self.rng = None, None, False, None, None
         self.began, self.closing, self.reserve = time.monotonic(), 0., 0.
-        self.team, self.pieces, self.whole = Alone(), recipe.accumulate, True  # is a step complete with the batch at hand?
+        self.team, self.held, self.pieces, self.whole = Alone(), False, recipe.accumulate, True  # is a step complete with the batch at hand?
         self.report = lambda kind, **info: None
 
     def __str__(self): return f'{self.recipe.name} in {self.out}, {self.position}'

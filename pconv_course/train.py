@@ -352,23 +352,23 @@ def check_unused(out):
     if (out/'recipe.json').exists(): raise InputError(f'{out} already holds a run; resume it, or choose another folder')
     if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {'lock'}): raise InputError(f'{out} exists and is not an empty folder; choose another one')
 
-# %% ../nbs/08_train.ipynb #fecb216a
+# %% ../nbs/08_train.ipynb #56ecb73d
 def continued_run(recipe, data, out, minutes):
     "The `Run` saved in `out`. Raises `InputError` if there is none, or if `recipe` (None: the saved one) differs from it."
     if not (out/'recipe.json').exists(): raise InputError(f'no run to resume in {out}; check the folder, or start a new run without resume')
-    state, remark = latest_checkpoint(out)
-    saved = recipe_from(state['recipe'])
+    state, remark = latest_checkpoint(out) if any(out.glob('checkpoint*')) else (None, '')  # ended before its first checkpoint: once more
+    saved = recipe_from(state['recipe'] if state else read_json(out/'recipe.json'))
     if recipe is not None and (diff := recipe_diff(saved, recipe)):
         raise InputError(f"the run in {out} was started with another recipe ({'; '.join(diff)}); resume it unchanged, or start a new run")
     if remark: print(remark, file=sys.stderr)
-    run = Run(out, saved, minutes or state['minutes'], data, state)
+    run = Run(out, saved, minutes or (state and state['minutes']), data, state)
     run.done = minutes is None and (out/'result.json').exists() and read_json(out/'result.json')['finished']
     return run
 
-# %% ../nbs/08_train.ipynb #91cc3428
+# %% ../nbs/08_train.ipynb #21f2a64a
 def begin(run, learn):
     "Write the recipe of a new run, or put the saved state into the learner and cut the log back to it. Raises `InputError`."
-    run.record = dict(data=data_record(run.data, learn.dls), provenance=provenance(run.recipe.seed))
+    run.record = dict(data=data_record(run.data, learn.dls), provenance=provenance(run.recipe.seed, processes=run.team.world))
     n = len(learn.dls.train)
     run.n_iter = n*math.ceil(run.recipe.min_steps/n)
     if run.pieces*run.team.world > 1: part_of(learn.dls.train, run.team.rank, run.team.world, run.pieces)  # a complaint comes now
@@ -440,18 +440,18 @@ def train(
         if not team.rank: write_json(run.out/'result.json', result_of(run))
         return result_of(run) | dict(out=str(run.out))
 
-# %% ../nbs/08_train.ipynb #8e2e4c83
+# %% ../nbs/08_train.ipynb #3cf14e0b
 def opened(at_end, team, recipe, data, out, minutes, resume, valid):
     "The `Run` of a `team`, its folder held until `at_end` if it is there already. Raises `InputError`."
     if resume and not team.rank and Path(out).expanduser().is_dir(): at_end.enter_context(alone_in(Path(out).expanduser()))
     run = open_run(recipe, data, out, minutes, resume, valid)
-    run.team = team
+    run.team, run.held = team, resume
     return run
 
 def begun(at_end, run, data, device, num_workers, cbs):
     "The learner of a `Run`, which has written or read its first files; a new folder is held until `at_end`. Raises `InputError`."
     learn = recipe_learner(run.recipe, data, device, num_workers, cbs)
-    if run.state is None and not run.team.rank:
+    if not run.held and not run.team.rank:
         at_end.enter_context(alone_in(run.out))
         check_unused(run.out)
     begin(run, learn)
