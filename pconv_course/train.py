@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Phase', 'Recipe', 'recipe_from', 'recipe_from_json', 'recipe_with', 'recipe_diff', 'phase_at',
-           'learning_rate', 'ScheduleCallback', 'AverageCallback', 'recipe_learner', 'train', 'rehearsal', 'load_model']
+           'learning_rate', 'ScheduleCallback', 'AverageCallback', 'recipe_learner', 'train', 'rehearsal']
 
 # %% ../nbs/08_train.ipynb #7929b2b8
 import json
@@ -16,21 +16,20 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-# %% ../nbs/08_train.ipynb #c8d5a11f
+# %% ../nbs/08_train.ipynb #4cf4c865
 import numpy as np
 import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
-# %% ../nbs/08_train.ipynb #108573a6
-from .core import InputError, atomic_path, provenance, read_json, sha256_of, write_json
+# %% ../nbs/08_train.ipynb #a24b43fd
+from .core import InputError, atomic_path, markdown_table, provenance, read_json, sha256_of, write_json
 from .data import face_dls
 from .fast import build_unet
 from .learner import pconv_learner
 from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights
 from .masks import MaskBank
+from .pretrained import load_model
 from .parallel import in_team, part_of, parts_callbacks, team_of
 from .runs import (ELSEWHERE, BudgetCallback, CheckpointCallback, Position, PositionCallback, Run, RunCallback, RunLog,
                                StopOnNaN, StripCallback, TrainingInterrupted, alone_in, last_saved, latest_checkpoint, read_log, rehearse,
@@ -146,12 +145,7 @@ def recipe_rows(*recipes):
     n = max(len(r.phases) for r in recipes)
     return rows + [[f'phase {i + 1}', *(phase_text(r, i) for r in recipes)] for i in range(n)]
 
-# %% ../nbs/08_train.ipynb #125eb437
-def markdown_table(rows):
-    "Rows as a Markdown table; the first is the header."
-    line = lambda r: f"| {' | '.join(map(str, r))} |"
-    return '\n'.join([line(rows[0]), line(['---']*len(rows[0])), *map(line, rows[1:])])
-
+# %% ../nbs/08_train.ipynb #f54ec3f1
 @patch
 def __str__(self: Recipe): return '\n'.join(f'{k:12} {v}' for k, v in recipe_rows(self))
 
@@ -467,21 +461,3 @@ def rehearsal(
     if run.state: run.position = Position(**run.state['position'])
     try: return run.recipe, rehearse(run, recipe_learner(run.recipe, data, device, num_workers, step_callbacks(run)), steps)
     finally: set_rng_state(state)
-
-# %% ../nbs/08_train.ipynb #aa09690a
-def load_model(
-    path,  # a run's folder, or its model.safetensors
-    device='cpu',  # where to put it
-    impl='fast',  # 'fast' or 'readable', as in `build_unet`
-) -> tuple:  # the network in eval mode, and its configuration as a dict
-    "The network that a run trained. Nothing is unpickled. Raises `InputError` when the file is missing or damaged."
-    path = Path(path).expanduser()
-    path = path/'model.safetensors' if path.is_dir() else path
-    if not path.is_file(): raise InputError(f'{path}: no such file; give the folder of a run, or its model.safetensors')
-    try:
-        with safe_open(path, 'pt') as f: config = json.loads(f.metadata()['config'])
-        model = build_unet(config['model'], impl)
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise InputError(f'{path}: not a network of this library, or damaged ({str(e).splitlines()[0]}); train one, or fetch it again') from e
-    return model.eval().to(device), config
