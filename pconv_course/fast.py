@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONCAT_BELOW', 'flops', 'saved_bytes', 'kernels', 'cat_conv', 'PlainUNet', 'plan_masks', 'finish', 'encoder_step',
-           'up_kernel', 'up_conv', 'up_cat_conv', 'decoder_step', 'FastPConvUNet', 'build_unet']
+           'up_kernel', 'up_conv', 'split_conv', 'up_cat_conv', 'phase_conv', 'decoder_step', 'FastPConvUNet',
+           'build_unet']
 
 # %% ../nbs/05_fast.ipynb #ce9b6ecf
 import torch
@@ -116,10 +117,10 @@ def plan_masks(
         up = dec[-1][1]
     return enc, dec
 
-# %% ../nbs/05_fast.ipynb #6fbafb86
+# %% ../nbs/05_fast.ipynb #d4a72dfd
 def finish(stage, y, u):
     "The end of a stage, in place: act(BN(y)*u), 0 in holes; the same as masking after the activation, for (leaky) ReLU."
-    if isinstance(stage.bn, nn.BatchNorm2d): y = stage.bn(y).mul_(u.to(y.dtype))
+    if not isinstance(stage.bn, nn.Identity): y = stage.bn(y).mul_(u.to(y.dtype))
     return F.leaky_relu_(y, stage.act.negative_slope) if isinstance(stage.act, nn.LeakyReLU) else y.relu_()
 
 # %% ../nbs/05_fast.ipynb #6b31c8ad
@@ -151,8 +152,19 @@ def up_conv(
     if torch.compiler.is_compiling() or not weight.requires_grad: return _up_conv(x, weight)
     return checkpoint(_up_conv, x, weight, use_reentrant=False, preserve_rng_state=False)
 
-# %% ../nbs/05_fast.ipynb #f25c5980
-CONCAT_BELOW = 8 # px
+# %% ../nbs/05_fast.ipynb #ded27810
+def split_conv(
+    x: torch.Tensor,                # from below (B,C_up,H,W)
+    skip: torch.Tensor,             # (B,C_skip,2H,2W)
+    weight: torch.Tensor,           # (C_out, C_up + C_skip, 3, 3)
+    bias: torch.Tensor|None = None  # (C_out,)
+) -> torch.Tensor:                  # (B,C_out,2H,2W)
+    "What `cat_conv` computes; nothing is enlarged or concatenated."
+    w_up, w_skip = weight.split([x.shape[1], skip.shape[1]], 1)
+    return up_conv(x, w_up).add_(F.conv2d(skip, w_skip, bias, padding=1))
+
+# %% ../nbs/05_fast.ipynb #a18578ed
+CONCAT_BELOW = dict(contiguous=8, channels_last=16) # px, by the layout of the map from below
 
 def up_cat_conv(
     x: torch.Tensor,                # from below (B,C_up,H,W)
@@ -160,10 +172,22 @@ def up_cat_conv(
     weight: torch.Tensor,           # (C_out, C_up + C_skip, 3, 3)
     bias: torch.Tensor|None = None  # (C_out,)
 ) -> torch.Tensor:                  # (B,C_out,2H,2W)
-    "What `cat_conv` computes; nothing is enlarged or concatenated where the map from below has `CONCAT_BELOW` px or more."
-    if min(x.shape[2:]) < CONCAT_BELOW: return cat_conv(x, skip, weight, bias)
+    "What `cat_conv` and `split_conv` compute, by the one that is faster for a map of this size, see `CONCAT_BELOW`."
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    small = min(x.shape[2:]) < CONCAT_BELOW['channels_last' if last else 'contiguous']
+    return (cat_conv if small else split_conv)(x, skip, weight, bias)
+
+# %% ../nbs/05_fast.ipynb #4d1e048a
+def phase_conv(
+    x: torch.Tensor,      # from below (B,C_up,H,W)
+    skip: torch.Tensor,   # (B,C_skip,2H,2W)
+    weight: torch.Tensor  # (C_out, C_up + C_skip, 3, 3)
+) -> torch.Tensor:        # (B,C_out,2H,2W)
+    "What `split_conv` computes, with one 2x2 convolution of 4 C_out channels for the part from below."
     w_up, w_skip = weight.split([x.shape[1], skip.shape[1]], 1)
-    return up_conv(x, w_up).add_(F.conv2d(skip, w_skip, bias, padding=1))
+    kernel = up_kernel(w_up).unflatten(2, (2, 2)).unflatten(4, (2, 2)).flip(2, 4)
+    blocks = F.conv2d(x, kernel.permute(1, 3, 5, 0, 2, 4).flatten(0, 2), padding=1)
+    return F.pixel_shuffle(blocks, 2)[..., 1:-1, 1:-1] + F.conv2d(skip, w_skip, padding=1)
 
 # %% ../nbs/05_fast.ipynb #fa664f45
 def decoder_step(

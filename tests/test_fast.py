@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 
-from pconv_course.fast import (CONCAT_BELOW, FastPConvUNet, PlainUNet, build_unet, flops, kernels, plan_masks,
-                               saved_bytes, up_cat_conv, up_kernel)
+from pconv_course.fast import (FastPConvUNet, PlainUNet, build_unet, flops, kernels, plan_masks,
+                               phase_conv, saved_bytes, split_conv, up_cat_conv, up_kernel)
 from pconv_course.unet import PConvUNet, masks_by_stage, pad_to_multiple
 
 
@@ -86,7 +86,7 @@ def test_up_kernel_is_exact_to_the_border(h, w, c_up, c_skip, c_out, seed):
     w_up, w_skip = weight.split([c_up, c_skip], 1)
     got = F.conv_transpose2d(x, up_kernel(w_up), stride=2, padding=1) + F.conv2d(skip, w_skip, padding=1)
     assert_close(got, want, atol=1e-12, rtol=1e-12)
-    assert_close(up_cat_conv(x, skip, weight), want, atol=1e-12, rtol=1e-12)
+    for f in (up_cat_conv, split_conv, phase_conv): assert_close(f(x, skip, weight), want, atol=1e-12, rtol=1e-12)
     g = torch.randn_like(want)
     for a, b in zip(torch.autograd.grad(got, (x, skip, weight), g), torch.autograd.grad(want, (x, skip, weight), g)):
         assert_close(a, b, atol=1e-11, rtol=1e-11)
@@ -283,7 +283,7 @@ def test_no_convolution_is_computed_twice():
     (x, m), net = example(2, 128, 128), FastPConvUNet(4, 8)
     whole, forward = flops(step(net, x, m)), flops(lambda: net(x, m))
     first = flops(lambda: net.enc[0](x.masked_fill(m == 0, 0), m))
-    assert whole < 3*forward - first + 2*CONCAT_BELOW**2*sum(p.numel() for p in net.parameters())
+    assert whole < 3*forward - first + 2*64*sum(p.numel() for p in net.parameters())
 
 
 def test_saved_bytes_counts_each_block_once():
