@@ -383,7 +383,7 @@ def how_to_resume(run):
     "The command that continues a run."
     return f'go on with: pconv_train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
 
-# %% ../nbs/08_train.ipynb #d2620594
+# %% ../nbs/08_train.ipynb #7245734f
 def fit(run, learn):
     "Run the learner to the end of the run; turn what stopped it into `InputError` or `TrainingInterrupted`."
     epochs = 10**9 if run.minutes else total_epochs(run.recipe) - run.position.epoch
@@ -394,7 +394,8 @@ def fit(run, learn):
         with stop_signals(run), in_team(learn, run.team), learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     except KeyboardInterrupt: raise TrainingInterrupted(f'stopped at once; {last_saved(run)}; {how_to_resume(run)}') from None
     except InputError as e: raise InputError(f'{e}; {last_saved(run)}; {how_to_resume(run)}') from e
-    if run.team.rank and (run.stop or (run.failed or '').startswith(ELSEWHERE)): sys.exit(130 if run.stop else 2)  # another process says it
+    if (run.failed or '').startswith(ELSEWHERE): sys.exit(2)  # another process says it
+    if run.stop and run.team.rank: sys.exit(130)
     if run.failed: raise InputError(run.failed)
     if run.stop: raise TrainingInterrupted(f'stopped by {run.stop}, saved at {run.position}; {how_to_resume(run)}')
 
