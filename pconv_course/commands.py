@@ -6,7 +6,8 @@
 __all__ = ['ACTIONS', 'UsageError', 'is_memory', 'one_line', 'is_input', 'exit_code', 'clean_exit', 'check_number', 'pconv_data',
            'pconv_train', 'pconv_demo']
 
-# %% ../nbs/15_commands.ipynb #3e3d3028
+# %% ../nbs/15_commands.ipynb #aa04c8aa
+import argparse
 import math
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 import warnings
 from contextlib import contextmanager
 
-from fastcore.script import call_parse
+from fastcore.script import Param, call_parse
 
 # %% ../nbs/15_commands.ipynb #27b79ea2
 class UsageError(ValueError):
@@ -84,31 +85,55 @@ def check_number(
     limits = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
     raise UsageError(f"--{name} is {value:g}; give {limits}{' ' + unit if unit else ''}")
 
-# %% ../nbs/15_commands.ipynb #60661eff
-def _prepare(src, dst, size, valid, workers):
+# %% ../nbs/15_commands.ipynb #6a8d29a1
+def _prepare(src, dst, size, valid, workers, **_):
     from pconv_course.data import prepare
     made = prepare(src, dst, size=size, **{k: v for k, v in dict(valid=valid, workers=workers).items() if v is not None})
     aside = f"; {made['quarantined']} set aside, see quarantine.json" if made.get("quarantined") else ""
     print(f"{made['count']} faces of {size} px in {dst}{aside}")
 
-ACTIONS = dict(prepare=_prepare)
+def _ffhq(src, dst, size, valid, workers, source, out, ids, **_):
+    if source not in (known := ("kaggle", "hf", "folder", "zip")): raise UsageError(f"unknown --source {source!r}; choose from: {', '.join(known)}")
+    if not (out or dst): raise UsageError("say where the faces shall go: --out DIR")
+    from pconv_course.hub import VALID, ffhq
+    ffhq(source, out or dst, size, src, valid or VALID, ids, workers)
 
-# %% ../nbs/15_commands.ipynb #c4e4295a
+def _masks(src, dst, size, hole, **_):
+    if hole not in (None, "white", "black"): raise UsageError(f"--hole is {hole}; give white or black, or leave it out to have it measured")
+    from pconv_course.hub import irregular_masks
+    irregular_masks(src, dst, size, hole)
+
+ACTIONS = dict(prepare=_prepare, ffhq=_ffhq, masks=_masks)
+
+# %% ../nbs/15_commands.ipynb #c6082fdf
+class _Word(argparse.Action):
+    "Stores the first word of `pconv_data`; after `ffhq`, SRC and DST may be left out."
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        for a in parser._actions:
+            if a.dest in ("src", "dst"): a.required = values in ("prepare", "masks")
+
+# %% ../nbs/15_commands.ipynb #c80a4c5f
 @call_parse
 @clean_exit("pconv_data")
 def pconv_data(
-    action: str,  # what to do: prepare
-    src: str,  # folder (searched to any depth) or zip file with PNG, JPEG or WebP pictures
-    dst: str,  # folder for the prepared pictures; run the same command again to go on after an interruption
+    action: Param("what to do: prepare, ffhq or masks", str, opt=False, action=_Word),
+    src: Param("folder (searched to any depth) or zip file with PNG, JPEG or WebP pictures; ffhq: also the id of another copy", str, opt=False) = None,
+    dst: Param("folder for the result; run the same command again to go on after an interruption", str, opt=False) = None,
     size: int = 256,  # side of the prepared pictures in pixels, 16 to 2048
-    valid: str = None,  # held-out faces: a share such as 0.1 (the default), or ids such as 800-898
+    valid: str = None,  # held-out faces: a share such as 0.1 (the default), or ids such as 800-898; ffhq: its documented split
     workers: int = None,  # threads; one per core when absent
+    source: str = "hf",  # ffhq: where from: kaggle (52,000 faces), hf (70,000), folder or zip (yours)
+    out: str = None,  # ffhq: folder for the result
+    ids: str = None,  # ffhq: only these numbers, such as 0-51999
+    hole: str = None,  # masks: the colour of the hole, white or black; measured when absent
 ):
-    "Prepare face pictures for training: centre crop, resize, one format, a manifest with hashes and the split."
+    "Prepare pictures for training: any faces (prepare), FFHQ with its download and cache (ffhq), NVIDIA's masks (masks)."
     if action not in ACTIONS: raise UsageError(f"unknown action {action!r}; choose from: {', '.join(ACTIONS)}")
+    if action != "ffhq" and None in (src, dst): raise UsageError(f"{action} needs a source and a destination: pconv_data {action} SRC DST")
     check_number("size", size, 16, 2048, "pixels")
     check_number("workers", workers, 1, 256, "threads")
-    ACTIONS[action](src, dst, size, valid, workers)
+    ACTIONS[action](src, dst, size=size, valid=valid, workers=workers, source=source, out=out, ids=ids, hole=hole)
 
 # %% ../nbs/15_commands.ipynb #aad7a976
 @call_parse
