@@ -1,8 +1,11 @@
 """Bad input through the real commands: one line of error, exit code 2, no traceback, nothing overwritten or lost."""
 import contextlib
 import errno
+import json
 import os
+import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -11,18 +14,23 @@ import time
 import warnings
 import zipfile
 import zlib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forking import forks
 from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from pconv_course import masks
 from pconv_course.commands import pconv_data, pconv_demo, pconv_train
 from pconv_course.core import InputError, atomic_path, read_json, sha256_of, to_array, write_json
 from pconv_course.data import DrawnFaces, FaceFiles
 from pconv_course.learner import inpaint_batch
+from pconv_course.runs import alone_in, latest_checkpoint
 from pconv_course.train import PRESETS, Phase, load_model, recipe_with, train
 from pconv_course.unet import PConvUNet
 
@@ -337,3 +345,167 @@ def test_atomic_path_leaves_no_debris(tmp_path):
 def test_faces_of_a_source_are_counted(good):
     "The good source of these tests is good."
     assert len(FaceFiles(good, 32)) == 20 and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# runs that survive: everything that is random is in this recipe, both phases, averaged weights, a cosine, and batches in two pieces
+
+HARD = replace(TINY, n_faces=45, valid=0.2, bs=6, min_steps=1, flip=True, masks="mixed", warmup=3, ema=0.9, accumulate=2,
+               phases=(Phase(3e-3, epochs=2, schedule="cosine"), Phase(6e-4, epochs=1, freeze_bn=True)))
+
+
+def job(out, resume=False, **more): return dict(recipe=None if resume else asdict(HARD), out=str(out), log_every=2, save_minutes=0, **more)
+
+
+def go_on(out, **more): return job(out, resume=(Path(out)/"recipe.json").exists(), **more)
+
+
+def one(job, **how):
+    "Exit code, and the one line that a child printed (or nothing)."
+    code, text = forks().run(job, **how)[0]
+    assert text.count("\n") == (code > 0), text
+    return code, text
+
+
+def same_run(a, b):
+    "Bit for bit the same weights, averages, optimiser, generators and position; the same log but for the times."
+    for name in ("model", "checkpoint"): assert_close(*(load_file(Path(o)/f"{name}.safetensors") for o in (a, b)), rtol=0, atol=0)
+    logs = [[{k: v for k, v in json.loads(o).items() if k not in ("seconds", "images_per_s")} for o in (Path(r)/"log.jsonl").read_text().splitlines()] for r in (a, b)]
+    assert logs[0] == logs[1] and read_json(Path(a)/"result.json")["finished"] and read_json(Path(b)/"result.json")["finished"]
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    "A run that nothing happened to, and how long it took."
+    out = tmp_path_factory.mktemp("unharmed")/"run"
+    forks()
+    began = time.monotonic()
+    assert one(job(out)) == (0, "")
+    return out, time.monotonic() - began
+
+
+def test_killed_ten_times_at_random(unharmed, tmp_path):
+    "kill -9 at seeded random times, each time resumed, as often as it takes: ten kills, and every run that ends is the unharmed one."
+    rng, kills, runs, long = random.Random(0), 0, 0, False
+    while kills < 10 or long:
+        out = tmp_path/f"run{runs}"
+        long = kills < 10
+        code, text = one(go_on(out), kill=[(0, "SIGKILL", rng.uniform(0.05, 0.7)*unharmed[1])] if long else [])
+        kills += code == -9
+        if code == 0:
+            same_run(unharmed[0], out)
+            runs, long = runs + 1, kills < 10
+        else: assert code == -9, text
+    assert kills == 10 and runs >= 1
+
+
+DEATHS = [("replace", 1), ("replace", 3), ("replace", 4), ("fsync", 3), ("fsync", 7), ("log", 1)]
+
+
+def test_killed_while_it_writes(unharmed, tmp_path):
+    "Between any two calls that make files appear: model, configuration, checkpoint; and in the middle of a line of the log."
+    out = tmp_path/"run"
+    for at, (place, count) in enumerate(DEATHS, 2): assert one(go_on(out, at=at, do=["die_at", place, count])) == (-9, "")
+    assert one(go_on(out)) == (0, "")
+    same_run(unharmed[0], out)
+
+
+def test_killed_before_the_first_checkpoint(unharmed, tmp_path):
+    assert one(job(tmp_path/"run", at=0, do=["SIGKILL"])) == (-9, "")
+    for p in (tmp_path/"run").glob("checkpoint*"): p.unlink()
+    assert one(go_on(tmp_path/"run")) == (0, "")
+    same_run(unharmed[0], tmp_path/"run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "number", "header", "gone"])
+def test_damaged_checkpoint(unharmed, tmp_path, damage, capfd):
+    "The hash finds it, the one before is used, with a remark, and the end is the same."
+    out, path = tmp_path/"run", tmp_path/"run"/"checkpoint.safetensors"
+    assert one(job(out, at=9, do=["SIGKILL"])) == (-9, "")
+    b = bytearray(path.read_bytes())
+    if damage == "number": b[-1000] ^= 16
+    if damage == "header": b[200] ^= 1
+    path.unlink() if damage == "gone" else path.write_bytes(b[:len(b)//2] if damage == "cut" else b)
+    code, text = forks().run(go_on(out))[0]
+    assert code == 0 and text.count("\n") == 1 and "going on from the one before" in text
+    same_run(unharmed[0], out)
+
+
+def test_disk_that_is_really_full(unharmed, tmp_path):
+    "The system refuses a file in the middle of its writing, model, log or checkpoint; with room again the run ends as if nothing had been."
+    out = tmp_path/"run"
+    sizes = sorted((unharmed[0]/n).stat().st_size for n in ("model.safetensors", "checkpoint.safetensors"))
+    for at, limit in ((4, sizes[0] - 1000), (6, sizes[1] - 1000)):
+        code, line = one(go_on(out, at=at, do=["no_space", limit]))
+        assert code == 2 and "File too large" in line and "is intact" in line
+    assert latest_checkpoint(out)[0]["position"]["step"] == 6 and not list(out.rglob(".*"))
+    assert one(go_on(out)) == (0, "")
+    same_run(unharmed[0], out)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_folder_of_somebody_else(unharmed, tmp_path):
+    "A user who may read the run but not write: refused in one line, nothing changed."
+    out = tmp_path/"run"
+    shutil.copytree(unharmed[0], out)
+    for p in (tmp_path, *tmp_path.parents): p.stat().st_uid == 0 and p != Path("/") and str(p).startswith("/tmp/") and p.chmod(0o755)
+    before = tree(tmp_path)
+    for o in (job(tmp_path/"new", user=65534), go_on(out, user=65534)):
+        code, line = one(o)
+        assert code == 2 and "Permission denied" in line and tree(tmp_path) == before
+
+
+def test_faces_that_disappear(tmp_path):
+    "The folder of faces is unmounted in the first epoch: a line that says so; it comes back, the run goes on, the end is the same."
+    faces = tmp_path/"faces"
+    faces.mkdir()
+    for i in range(45): Image.fromarray(to_array(DrawnFaces(45, 32)[i])).save(faces/f"{i:02}.png")
+    shutil.copytree(faces, tmp_path/"backup")
+    assert one(job(tmp_path/"whole", data=str(faces))) == (0, "")
+    code, line = one(job(tmp_path/"run", data=str(faces), at=2, do=["remove", str(faces)]))
+    if code:  # faces that are in memory already are not missed
+        assert code == 2 and "faces" in line and "is intact" in line and "pconv_train --resume" in line
+        shutil.copytree(tmp_path/"backup", faces)
+        assert one(go_on(tmp_path/"run", data=str(faces))) == (0, "")
+    same_run(tmp_path/"whole", tmp_path/"run")
+
+
+def test_files_of_the_run_that_disappear(unharmed, tmp_path):
+    "Somebody tidies up while it trains: what is needed is made again."
+    out = tmp_path/"run"
+    names = ("checkpoint.safetensors", "checkpoint.previous.safetensors", "model.safetensors", "config.json")
+    assert one(job(out, at=8, do=["remove", *(str(out/n) for n in names), str(out/"strips")])) == (0, "")
+    same_run(unharmed[0], out)
+    assert {p.name for p in unharmed[0].iterdir()} == {p.name for p in out.iterdir()}
+
+
+def test_two_in_one_folder(unharmed, tmp_path):
+    "The second is refused, new or resumed, and changes nothing; when the first is killed, its lock is nobody's."
+    out, flag = tmp_path/"run", tmp_path/"flag"
+    first = job(out, at=8, do=["wait"], wait_for=None)
+    second = dict(go_on(unharmed[0]), out=str(out), wait_for=str(out/"strips"/"epoch_001.png"), then=str(flag))
+    (held, text), (code, line) = forks().run(first, second, kill=[(0, "SIGKILL", str(flag))])
+    assert (held, text, code) == (-9, "", 2)
+    assert line.count("\n") == 1 and "in use by another process (number " in line
+    assert (out/"lock").exists() and one(go_on(out)) == (0, "")
+    assert not (out/"lock").exists()
+    same_run(unharmed[0], out)
+
+
+def test_lock(tmp_path):
+    with alone_in(tmp_path/"a"):
+        with pytest.raises(InputError, match="in use"), alone_in(tmp_path/"a"): pass
+        assert (tmp_path/"a"/"lock").read_text() == str(os.getpid())
+        with alone_in(tmp_path/"b"): pass
+    with alone_in(tmp_path/"a"): pass
+    assert not list(tmp_path.rglob("lock"))
+
+
+def test_mixed_precision_and_its_scaler_survive(tmp_path):
+    "fp16 with its loss scaler, stopped and resumed: the same bits, the scale included."
+    half = dict(recipe=asdict(replace(HARD, precision="fp16", phases=(Phase(1e-3, epochs=1),))))
+    assert one(job(tmp_path/"whole") | half) == (0, "")
+    assert one(job(tmp_path/"run", at=3, do=["SIGTERM"]) | half)[0] == 130
+    assert one(go_on(tmp_path/"run")) == (0, "")
+    same_run(tmp_path/"whole", tmp_path/"run")
+    scaler = latest_checkpoint(tmp_path/"run")[0]["scaler"]
+    assert scaler["scale"] > 0 and scaler["_growth_tracker"] > 0
