@@ -6,11 +6,11 @@
 __all__ = ['UPRIGHT', 'MODES_KEPT', 'FORMATS', 'HOLDS', 'CHILD', 'trained_size', 'open_model', 'seam', 'match_border', 'top_of',
            'fill', 'cut', 'hole_parts', 'Window', 'window_at', 'shrink', 'read_window', 'enlarge', 'ramp', 'mix',
            'reach', 'write_window', 'union', 'merge_boxes', 'hole_cells', 'pieces', 'boxes_within', 'Plan',
-           'plan_windows', 'repair', 'parse_hole', 'grow_hole', 'colour_mask', 'turning', 'reason', 'open_image',
-           'Photo', 'array_photo', 'tensor_photo', 'pil_photo', 'open_photo', 'read_hole', 'own_hole', 'unstated',
-           'check_known', 'read_pair', 'finish', 'for_each', 'inpaint', 'save_photo', 'jpeg_like', 'look', 'panels',
-           'check_target', 'inpaint_file', 'pictures', 'pair_files', 'run_jobs', 'Dash', 'pconv_inpaint', 'bench_case',
-           'bench_inpaint', 'find_cases', 'judge', 'compare_others']
+           'plan_windows', 'repair', 'parse_hole', 'grow_hole', 'colour_mask', 'turning', 'reason', 'tiff_notes',
+           'open_image', 'Photo', 'array_photo', 'tensor_photo', 'pil_photo', 'open_photo', 'read_hole', 'own_hole',
+           'unstated', 'check_known', 'read_pair', 'finish', 'for_each', 'inpaint', 'save_photo', 'jpeg_like', 'look',
+           'panels', 'check_target', 'inpaint_file', 'pictures', 'pair_files', 'run_jobs', 'Dash', 'pconv_inpaint',
+           'bench_case', 'bench_inpaint', 'find_cases', 'judge', 'compare_others']
 
 # %% ../nbs/14_inpaint.ipynb #54a204e7
 import json
@@ -330,12 +330,12 @@ def repair(
         if progress: progress(min(i + bs, len(todo)), len(todo))
     return len(todo)
 
-# %% ../nbs/14_inpaint.ipynb #36d41493
+# %% ../nbs/14_inpaint.ipynb #39c1f684
 def parse_hole(
     hole,  # 'white', 'black', 'alpha', or a colour: '#ff0000', 'red', (255, 0, 0)
 ):
     "The word, or the colour as (r,g,b). Raises `InputError`."
-    if isinstance(hole, str) and hole in ("white", "black", "alpha"): return hole
+    if isinstance(hole, str) and hole.lower() in ("white", "black", "alpha"): return hole.lower()
     try:
         rgb = ImageColor.getrgb(hole) if isinstance(hole, str) else tuple(int(o) for o in hole)
         if len(rgb) != 3 or not all(0 <= o <= 255 for o in rgb): raise ValueError
@@ -370,13 +370,23 @@ def turning(im):
     try: return UPRIGHT.get(im.getexif().get(0x0112), lambda a: a)
     except Exception: return lambda a: a  # EXIF that can't be parsed says nothing
 
-# %% ../nbs/14_inpaint.ipynb #8803c097
+# %% ../nbs/14_inpaint.ipynb #89efb2a4
 def reason(e):
     "The first line of an exception without its paths, or its name."
     if isinstance(e, OSError) and e.strerror: return e.strerror
     if "cannot identify" in str(e): return "not a picture, or damaged"
     return (str(e).splitlines() or [""])[0][:80] or type(e).__name__
 
+def tiff_notes(im):
+    "The descriptive tags of a TIFF, which keeps them among those of its structure, as EXIF bytes."
+    tags, notes = im.getexif(), Image.Exif()
+    for t in (270, 271, 272, 305, 306, 315, 33432):  # description, maker, model, software, date, artist, copyright
+        if t in tags: notes[t] = tags[t]
+    for t in (0x8769, 0x8825):  # exposure, place
+        if inner := tags.get_ifd(t): notes[t] = dict(inner)
+    return notes.tobytes() if len(notes) else None
+
+# %% ../nbs/14_inpaint.ipynb #6a552022
 def open_image(
     path,
     what: str = "photo",  # or mask, for messages
@@ -389,6 +399,7 @@ def open_image(
             if getattr(im, "n_frames", 1) > 1 and im.format != "MPO": raise InputError(f"{path} holds {im.n_frames} pictures; save the one you mean as PNG")
             if ";16" in str(im.tile) and im.mode in ("RGB", "RGBA", "LA"): raise InputError(f"{path} has 16 bits per colour, of which 8 would be lost; convert it to 8 bits, or pass a uint16 array in Python")
             im.load()
+            if im.format == "TIFF" and (notes := tiff_notes(im)): im.info["exif"] = notes
         return im
     except (InputError, MemoryError): raise
     except FileNotFoundError: raise InputError(f"there is no {what} {path}; check the path") from None
@@ -579,7 +590,7 @@ def inpaint(
         return torch.stack(out) if isinstance(image, torch.Tensor) else np.stack(out)
     return finish([read_pair(image, mask, hole, **read)], model, **how)[0]
 
-# %% ../nbs/14_inpaint.ipynb #0f478cdf
+# %% ../nbs/14_inpaint.ipynb #a8e386c5
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 HOLDS = dict(JPEG=("1", "L", "RGB", "CMYK"), PNG=("1", "L", "LA", "RGB", "RGBA", "I;16"), WEBP=("RGB", "RGBA"),
              TIFF=("1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16"), BMP=("1", "L", "RGB"))
@@ -594,10 +605,10 @@ def save_photo(
     if fmt is None: raise InputError(f"{path}: can't write this kind of file; end its name with one of {', '.join(FORMATS)}")
     if im.mode not in HOLDS[fmt]: raise InputError(f"{path}: {fmt} can't hold a picture of mode {im.mode}; end its name with .png or .tif")
     kept = {k: im.info[k] for k in ("exif", "icc_profile", "xmp", "dpi") if im.info.get(k)}
-    how = dict(JPEG=like or dict(quality=95, subsampling=0), WEBP=dict(lossless=True, exact=True), TIFF=dict(compression="tiff_lzw"))
+    how = dict(JPEG=like or dict(quality=95, subsampling=0), WEBP=dict(lossless=True, exact=True))
     with atomic_path(path) as tmp:
         try: im.save(tmp, fmt, **kept, **how.get(fmt, {}))
-        except (ValueError, TypeError, KeyError) as e: raise InputError(f"{path}: can't be written ({reason(e)}); end its name with .png") from e
+        except (ValueError, TypeError, KeyError, RuntimeError) as e: raise InputError(f"{path}: can't be written ({reason(e)}); end its name with .png") from e
 
 # %% ../nbs/14_inpaint.ipynb #1eeb1f2d
 def jpeg_like(im):
@@ -677,7 +688,7 @@ def pair_files(photo, mask, out) -> list:
         jobs.append((p, fits[0] if fits else None, target, wrong))
     return jobs
 
-# %% ../nbs/14_inpaint.ipynb #c44c868c
+# %% ../nbs/14_inpaint.ipynb #7db42de6
 def run_jobs(
     jobs,  # from `pair_files`
     **how,  # of `inpaint_file`
@@ -693,7 +704,8 @@ def run_jobs(
             if os.environ.get("PCONV_DEBUG") == "1": raise
             codes.append(exit_code(e))
             ours = "" if codes[-1] == 2 else f" ({type(e).__name__}, a fault of ours: PCONV_DEBUG=1 shows where)"
-            print(f"pconv_inpaint: error: {photo}: {one_line(e)}{ours}", file=sys.stderr)
+            line = one_line(e) if str(photo) in one_line(e) else f"{photo}: {one_line(e)}"
+            print(f"pconv_inpaint: error: {line}{ours}", file=sys.stderr)
     if codes and len(jobs) > 1: print(f"{len(jobs) - len(codes)} repaired, {len(codes)} left out", file=sys.stderr)
     return codes
 

@@ -1,0 +1,244 @@
+"""A thousand odd, damaged and impossible inputs, seeded: each is repaired, or refused in one clear line, and nothing is lost."""
+import io
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pconv_course.core import InputError
+from pconv_course.fast import build_unet
+from pconv_course.inpaint import inpaint, pconv_inpaint, run_jobs
+
+CHUNKS, EACH = 5, 200
+LOSSLESS = (".png", ".tif", ".bmp", ".webp")
+torch.manual_seed(0)
+NET = build_unet(dict(depth=2, width=4)).eval(), 16
+
+
+# Photos: (bytes, ending, the array that a mask has to fit or None)
+
+def encoded(im, fmt, **kw):
+    f = io.BytesIO()
+    im.save(f, fmt, **kw)
+    return f.getvalue()
+
+
+def plain(rng, h=None, w=None):
+    h, w = h or int(rng.integers(1, 50)), w or int(rng.integers(1, 50))
+    return Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+
+
+def deep(rng, channels):
+    import cv2
+    return cv2.imencode(".png", rng.integers(0, 2**16, (12, 15, channels), dtype=np.uint16))[1].tobytes()
+
+
+def film(rng, fmt):
+    size = rng.integers(4, 20, 2)
+    frames = [plain(rng, *map(int, size)) for _ in range(3)]
+    return encoded(frames[0], fmt, save_all=True, append_images=frames[1:])
+
+
+def turned(rng):
+    exif = Image.Exif()
+    exif[0x0112] = int(rng.integers(0, 12))
+    return encoded(plain(rng), "PNG", exif=exif)
+
+
+def bomb(rng):
+    "A PNG whose header claims 60,000 x 60,000 pixels."
+    b = bytearray(encoded(plain(rng), "PNG"))
+    b[16:24] = (60_000).to_bytes(4, "big")*2
+    import zlib
+    b[29:33] = zlib.crc32(bytes(b[12:29])).to_bytes(4, "big")
+    return bytes(b)
+
+
+GOOD = dict(
+    png=lambda r: (encoded(plain(r), "PNG"), ".png"), jpg=lambda r: (encoded(plain(r), "JPEG"), ".jpg"), webp=lambda r: (encoded(plain(r), "WEBP"), ".webp"),
+    bmp=lambda r: (encoded(plain(r), "BMP"), ".bmp"), tif=lambda r: (encoded(plain(r), "TIFF"), ".tif"), lies=lambda r: (encoded(plain(r), "PNG"), ".jpg"),
+    lies_too=lambda r: (encoded(plain(r), "JPEG"), ".png"), capital=lambda r: (encoded(plain(r), "JPEG"), ".JPG"),
+    grey=lambda r: (encoded(plain(r).convert("L"), "PNG"), ".png"), bits=lambda r: (encoded(plain(r).convert("1"), "PNG"), ".png"),
+    la=lambda r: (encoded(plain(r).convert("LA"), "PNG"), ".png"), rgba=lambda r: (encoded(plain(r).convert("RGBA"), "PNG"), ".png"),
+    palette=lambda r: (encoded(plain(r).convert("P"), "PNG"), ".png"), gif=lambda r: (encoded(plain(r).convert("P"), "GIF"), ".gif"),
+    clear=lambda r: (encoded(plain(r).convert("P"), "PNG", transparency=3), ".png"), cmyk=lambda r: (encoded(plain(r).convert("CMYK"), "JPEG"), ".jpg"),
+    cmyk_tif=lambda r: (encoded(plain(r).convert("CMYK"), "TIFF"), ".tif"), deep_grey=lambda r: (deep(r, 1), ".png"), turned=lambda r: (turned(r), ".png"),
+    dot=lambda r: (encoded(plain(r, 1, 1), "PNG"), ".png"), row=lambda r: (encoded(plain(r, 1, 10_000), "PNG"), ".png"), column=lambda r: (encoded(plain(r, 10_000, 1), "PNG"), ".png"),
+)
+BAD = dict(
+    zero=lambda r: (b"", ".png"), text=lambda r: (b"not a picture\n", ".jpg"), noise=lambda r: (r.bytes(300), ".png"), magic=lambda r: (b"\x89PNG\r\n\x1a\n" + r.bytes(50), ".png"),
+    deep_rgb=lambda r: (deep(r, 3), ".png"), deep_rgba=lambda r: (deep(r, 4), ".png"), film=lambda r: (film(r, "GIF"), ".gif"), film_png=lambda r: (film(r, "PNG"), ".png"),
+    pages=lambda r: (film(r, "TIFF"), ".tif"), floats=lambda r: (encoded(Image.fromarray(r.random((8, 9)).astype(np.float32)), "TIFF"), ".tif"), bomb=lambda r: (bomb(r), ".png"),
+    missing=lambda r: (None, ".png"), directory=lambda r: ("directory", ".png"),
+)
+
+
+def damaged(rng, data):
+    "Cut, or with some bytes changed."
+    if rng.random() < 0.5: return data[:int(rng.integers(0, len(data)))]
+    b = bytearray(data)
+    for _ in range(int(rng.integers(1, 6))): b[int(rng.integers(len(b)))] ^= int(rng.integers(1, 256))
+    return bytes(b)
+
+
+def some_photo(rng):
+    kinds = GOOD if rng.random() < 0.85 else BAD
+    kind = str(rng.choice(sorted(kinds)))
+    data, ending = kinds[kind](rng)
+    if isinstance(data, bytes) and data and rng.random() < 0.1: return damaged(rng, data), ending, f"damaged {kind}"
+    return data, ending, kind
+
+
+def shape_of(data):
+    "(H,W) as a viewer shows it, or something else that is as good for a photo that can't be read."
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as im:
+            warnings.simplefilter("ignore")
+            h, w = im.size[::-1]
+            assert h*w < 10**6
+            return (w, h) if im.getexif().get(0x0112) in (5, 6, 7, 8) and im.format != "TIFF" else (h, w)
+    except Exception: return 9, 11
+
+
+def some_mask(rng, shape):
+    "(array with 255 = hole, kind)"
+    kind = str(rng.choice(["boxes"]*16 + ["noise", "empty", "full", "other", "soft"]))
+    h, w = shape if kind != "other" else (shape[0] + 1, shape[1])
+    a = np.zeros((h, w), np.uint8)
+    for _ in range(3):
+        y, x = rng.integers(0, h), rng.integers(0, w)
+        a[y:y + max(1, h//5), x:x + max(1, min(w//5, 40))] = 255
+    if kind == "noise": a = np.where(rng.random((h, w)) < 0.2, 255, 0).astype(np.uint8)
+    if kind == "soft": a = rng.integers(0, 256, (h, w), dtype=np.uint8)
+    return a*0 if kind == "empty" else a*0 + 255 if kind == "full" else a, kind
+
+
+def put(path, data):
+    if data == "directory": path.mkdir()
+    elif data is not None: path.write_bytes(data)
+    return path
+
+
+def snapshot(folder): return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def said_clearly(line):
+    assert line and "\n" not in line and len(line) < 600 and "Traceback" not in line and "fault of ours" not in line and "Error" not in line, line
+
+
+# Through the command
+
+def command_case(rng, folder, capsys):
+    data, ending, kind = some_photo(rng)
+    photo = put(folder/f"photo{ending}", data)
+    m, mask_kind = some_mask(rng, shape_of(data))
+    hole = str(rng.choice(["white"]*10 + ["black"]*5 + ["alpha", "#ff0000", "nonsense"]))
+    mask = folder/("mask" + str(rng.choice([".png", ".png", ".jpg", ".gif", ".bmp"])))
+    Image.fromarray(255 - m if hole == "black" else m).save(mask)
+    if rng.random() < 0.05: put(mask, damaged(rng, mask.read_bytes()))
+    what = str(rng.choice(["mask"]*20 + ["none", "itself", "missing"]))
+    given = dict(mask=str(mask), none=None, itself=str(photo), missing=str(folder/"nothing.png"))[what]
+    (folder/"there.png").write_bytes(b"precious")
+    o = str(rng.choice(["out.png"]*9 + ["out.jpg", "out.webp", "out.tif", "out.tif", "new/deep/out.png", "there.png", "there.png/x.png", photo.name, "mask.png", "out.xyz", "out", "."]))
+    before = snapshot(folder)
+    try: pconv_inpaint(str(photo), given, o=str(folder/o), hole=None if rng.random() < 0.05 else hole, compare=bool(rng.random() < 0.2), fit=bool(rng.random() < 0.2), model=NET)
+    except SystemExit as e: code = e.code
+    else: code = 0
+    _, err = capsys.readouterr()
+    lines = [o for o in err.splitlines() if ": note: " not in o]
+    after = snapshot(folder)
+    assert {p: b for p, b in after.items() if p in before} == before, "a file that was there has changed"
+    if code == 0:
+        new = [p for p in after if p not in before and p.is_file() and not p.stem.endswith("-compare")]
+        assert not lines and len(new) == 1
+        made = Image.open(new[0])
+        made.load()
+        assert tuple(sorted(made.size)) == tuple(sorted(shape_of(data)))
+        if what == "mask" and mask.suffix != ".jpg" and mask_kind == "boxes" and new[0].suffix in LOSSLESS and kind in GOOD and kind not in ("turned", "palette", "clear", "gif"):
+            was = np.asarray(Image.open(photo))
+            if was.shape[:2] == m.shape and hole in ("white", "black") and "damaged" not in kind and mask.suffix in (".png", ".bmp"):
+                k = (np.asarray(Image.open(mask).convert("L")) > 127) == (hole == "black")
+                assert np.array_equal(np.asarray(made)[k], was[k]), "a known pixel has changed"
+        return "repaired", kind
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("pconv_inpaint: error: "), (code, lines)
+    said_clearly(lines[0])
+    assert not [p for p in after if p not in before and p.is_file()], "debris"
+    return "refused", kind
+
+
+# Through Python
+
+def some_array(rng):
+    h, w = (int(o) for o in rng.integers(1, 40, 2))
+    kind = str(rng.choice(["uint8", "uint16", "float32", "float64", "float16", "uint8", "float32", "tensor", "tensor", "pil", "pil", "batch", "int64", "bool", "tensor", "half", "pil", "batch", "nan", "range", "channels", "empty", "text"]))
+    a = rng.random((h, w, 3))
+    if kind.startswith(("uint8", "uint16")): a = (a*255).astype(kind)
+    elif kind in ("float16", "float32", "float64", "int64", "bool"): a = a.astype(kind)
+    elif kind == "tensor": a = torch.from_numpy(a).permute(2, 0, 1).float()
+    elif kind == "half": a = torch.from_numpy(a).permute(2, 0, 1).bfloat16()
+    elif kind == "pil": a = Image.fromarray((a*255).astype(np.uint8)).convert(str(rng.choice(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "HSV", "YCbCr", "F", "I"])))
+    elif kind == "batch": a = torch.from_numpy(a).permute(2, 0, 1).float().expand(2, 3, h, w)
+    elif kind == "nan": a[int(rng.integers(h)), int(rng.integers(w))] = np.nan
+    elif kind == "range": a = a*300
+    elif kind == "channels": a = np.zeros((h, w, int(rng.choice([0, 2, 5, 7]))), np.uint8)
+    elif kind == "empty": a = np.zeros((0, w, 3), np.uint8)
+    elif kind == "text": a = "no such photo.png"
+    return a, kind, (h, w)
+
+
+def python_case(rng):
+    a, kind, shape = some_array(rng)
+    m, mask_kind = some_mask(rng, shape)
+    hole = rng.choice(np.array(["white", "black", "alpha", "#ff0000", None, "x"], object), p=[0.6, 0.28, 0.03, 0.03, 0.03, 0.03])
+    m = 255 - m if hole == "black" else m
+    form = str(rng.choice(["uint8", "bool", "float", "tensor", "pil", "nan", "none", "cube"], p=[0.33, 0.15, 0.15, 0.15, 0.1, 0.04, 0.04, 0.04]))
+    mask = dict(uint8=m, bool=m > 127, float=m/255, tensor=torch.from_numpy(m/255)[None], pil=Image.fromarray(m), nan=np.where(m > 127, np.nan, 0.), none=None, cube=np.zeros((2, *m.shape, 2)))[form]
+    copy = a.clone() if isinstance(a, torch.Tensor) else np.array(a).copy() if isinstance(a, np.ndarray) else None
+    try: out = inpaint(a, mask, NET, hole=hole)
+    except InputError as e:
+        said_clearly(str(e))
+        return "refused", kind
+    assert type(out) is type(a) and (not hasattr(a, "shape") or out.shape == a.shape and out.dtype == a.dtype)
+    if copy is not None:
+        same = np.array_equal(np.asarray(a.float()), np.asarray(copy.float())) if isinstance(a, torch.Tensor) else np.array_equal(a, copy, equal_nan=a.dtype.kind == "f")
+        assert same, "the input has changed"
+        pixels = lambda o: o.float().movedim(-3, -1).numpy() if isinstance(o, torch.Tensor) else o
+        known = np.broadcast_to((m < 128) == (hole == "white"), pixels(a).shape[:-1])
+        if form not in ("none", "cube") and mask_kind != "soft" and hole in ("white", "black"): assert np.array_equal(pixels(out)[known], pixels(a)[known]), "a known pixel has changed"
+    return "repaired", kind
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_input_is_repaired_or_refused(chunk, tmp_path, capsys, recwarn):
+    counts, kinds = Counter(), Counter()
+    for i in range(chunk*EACH, (chunk + 1)*EACH):
+        rng, door = np.random.default_rng(i), "command" if i % 5 < 3 else "Python"
+        (folder := tmp_path/str(i)).mkdir()
+        try: result, kind = command_case(rng, folder, capsys) if door == "command" else python_case(rng)
+        except (Exception, SystemExit) as e: raise AssertionError(f"input {i} through {door}: {e}") from e
+        counts[f"{door} {result}"] += 1
+        kinds[kind, result] += 1
+    with capsys.disabled(): print(f"\n{EACH} inputs: {dict(sorted(counts.items()))}")
+    assert sum(counts.values()) == EACH and min(counts[f"{d} {r}"] for d in ("command", "Python") for r in ("repaired", "refused")) >= EACH//10, counts
+
+
+def test_the_folder_survives_all_of_them(tmp_path, capsys):
+    "Every kind of photo in one folder with one mask each: all are gone through, none is lost, the failures are counted."
+    rng, jobs = np.random.default_rng(0), []
+    (tmp_path/"out").mkdir()
+    for name, make in {**GOOD, **BAD}.items():
+        data, ending = make(rng)
+        photo = put(tmp_path/f"{name}{ending}", data)
+        m, _ = some_mask(np.random.default_rng(1), shape_of(data))
+        Image.fromarray(m).save(tmp_path/f"{name}-mask.bmp")
+        jobs.append((photo, tmp_path/f"{name}-mask.bmp", tmp_path/"out"/f"{name}.tif", None))
+    before = snapshot(tmp_path)
+    codes = run_jobs(jobs, model=NET, hole="white")
+    out, err = capsys.readouterr()
+    done = {p.stem for p in (tmp_path/"out").iterdir()}
+    assert set(codes) == {2} and len(done) + len(codes) == len(jobs) and out.count("filled") == len(done)
+    assert done >= set(GOOD) - {"dot"} and not done & set(BAD), (sorted(done), err)
+    assert err.splitlines()[-1] == f"{len(done)} repaired, {len(codes)} left out" and {p: b for p, b in snapshot(tmp_path).items() if p in before} == before
