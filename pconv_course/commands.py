@@ -135,11 +135,11 @@ def pconv_data(
     check_number("workers", workers, 1, 256, "threads")
     ACTIONS[action](src, dst, size=size, valid=valid, workers=workers, source=source, out=out, ids=ids, hole=hole)
 
-# %% ../nbs/15_commands.ipynb #aad7a976
+# %% ../nbs/15_commands.ipynb #5d4de757
 @call_parse
 @clean_exit("pconv_train")
 def pconv_train(
-    preset: str = "demo",  # recipe to start from: demo (minutes, CPU), real (CPU hours or GPU minutes), full (the paper's)
+    preset: str = "demo",  # recipe to start from: demo (minutes, CPU), real (CPU hours or GPU minutes), paper (the paper's), best
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
     out: str = None,  # run folder, new or empty; runs/PRESET when absent
     minutes: float = None,  # time budget in minutes; the preset's number of epochs when absent
@@ -150,17 +150,33 @@ def pconv_train(
     bs: int = None,  # batch size in pictures, 1 to 4096
     seed: int = None,  # seed of weights, order and masks, 0 or more
     device: str = None,  # cpu, cuda, cuda:1 or mps; the best there is when absent
+    precision: str = None,  # fp32, bf16 or fp16; the last two compute in half precision, fp16 with a scaled loss
+    accumulate: int = None,  # pieces in which a batch of --bs pictures is computed when it is too large for the memory
+    start: str = None,  # run folder or model.safetensors whose weights to begin with; a network of the same shape
+    workers: int = None,  # processes that read pictures ahead; none when absent
+    tensorboard: bool = False,  # write curves for TensorBoard into the run folder
+    dry_run: bool = False,  # only say what the run would be, need and take on this machine; writes no run
 ):
     "Train a network that fills holes. What is absent comes from the preset; Ctrl-C leaves a run that can be resumed."
     check_number("minutes", minutes, 0.01, 1e5, "minutes")
     check_number("size", size, 16, 2048, "pixels")
     check_number("bs", bs, 1, 4096, "pictures")
     check_number("seed", seed, 0, 2**31)
-    changes = {k: v for k, v in dict(size=size, bs=bs, seed=seed, features=features, valid=valid).items() if v is not None}
+    check_number("accumulate", accumulate, 1, 4096, "pieces")
+    check_number("workers", workers, 0, 256, "processes")
+    changes = dict(size=size, bs=bs, seed=seed, features=features, valid=valid, precision=precision, accumulate=accumulate, start=start)
+    changes = {k: v for k, v in changes.items() if v is not None}
     if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
-    _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes)
+    _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes, workers or 0, tensorboard, dry_run)
 
-# %% ../nbs/15_commands.ipynb #5a0a2476
+# %% ../nbs/15_commands.ipynb #9e6ab14c
+def _underscores(argv):
+    "Arguments of a command with `_` for `-` within the names of long options: '--dry-run' is '--dry_run'."
+    return [re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) if a.startswith("--") else a for a in argv]
+
+if os.path.basename(sys.argv[0]).startswith("pconv_"): sys.argv[1:] = _underscores(sys.argv[1:])
+
+# %% ../nbs/15_commands.ipynb #ee6bb92e
 def _wait_politely():
     "Let torch's threads (GNU OpenMP) spin briefly and then sleep while they wait; call it before torch is imported."
     if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -171,13 +187,27 @@ def _check_device(name):
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e: raise UsageError(f"--device {name} cannot be used here; leave it out, or use cpu") from e
 
-def _train(preset, data, out, minutes, resume, device, changes):
+def _train(preset, data, out, minutes, resume, device, changes, workers=0, tensorboard=False, dry_run=False):
     _wait_politely()
     _check_device(device)
-    from pconv_course.train import PRESETS, recipe_with, train
+    from pconv_course.train import PRESETS, recipe_with, rehearsal, train
     if preset not in PRESETS: raise UsageError(f"unknown preset {preset!r}; choose from: {', '.join(PRESETS)}")
-    result = train(None if resume else recipe_with(PRESETS[preset], **changes), data, out, minutes, resume, device=device)
-    print(f"{result['images']:,} pictures in {result['minutes']:.1f} minutes; the network is in {os.path.join(out, 'model.safetensors')}")
+    recipe = None if resume else recipe_with(PRESETS[preset], **changes)
+    if dry_run: return print(_cost_text(*rehearsal(recipe, data, out, minutes, resume, device=device, num_workers=workers)))
+    result = train(recipe, data, out, minutes, resume, device=device, num_workers=workers, tensorboard=tensorboard)
+    if os.environ.get("RANK", "0") == "0": print(f"{result['images']:,} pictures in {result['minutes']:.1f} minutes; the network is in {os.path.join(out, 'model.safetensors')}")
+
+# %% ../nbs/15_commands.ipynb #a4ba3a48
+def _cost_text(recipe, cost):
+    "A recipe and what `rehearse` found out, as lines for a terminal."
+    mb, m = lambda n: f"{n/2**20:,.0f} MB", cost["memory"]
+    peak = f", {mb(m['peak'])} at its highest" if m["peak"] else ""
+    time = f"{cost['hours']:.1f} hours" if cost["hours"] >= 1 else f"{60*cost['hours']:.1f} minutes"
+    return "\n".join([str(recipe), "", f"{cost['parameters']:,} parameters",
+                      f"memory: {mb(m['weights'])} for weights, gradients and averages, about {mb(m['features'])} for the features of "
+                      f"{recipe.bs//recipe.accumulate} pictures{peak}; Python and its libraries come on top",
+                      f"{cost['images_per_s']:.1f} pictures per second in ten steps on this machine",
+                      f"{time} for {cost['images']:,} pictures, {cost['epochs']:.1f} epochs; nothing was written"])
 
 # %% ../nbs/15_commands.ipynb #059488e7
 @call_parse
