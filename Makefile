@@ -17,11 +17,13 @@ demo: .venv/installed-runtime
 
 # One notebook is one test, each in a process of its own; one thread per process, so that two run side by side.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 tests $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 --ignore tests/browser tests $(ARGS)
 
-# The drawing widget in a real browser. Needs Chromium (on Debian and Ubuntu: apt install chromium).
+# The drawing widget in a real browser, in voila and in JupyterLab. PCONV_SHOTS=FOLDER keeps screenshots.
 test-browser: .venv/installed-browser
-	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+	@test -n "$$PCONV_CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { echo "no Chromium: apt install chromium, or set PCONV_CHROMIUM to the program"; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser --durations 5 $(ARGS)
 
 # Alone on the machine, please: every other process is in the numbers.
 bench: .venv/installed-runtime
