@@ -8,7 +8,7 @@ __all__ = ['Position', 'save_checkpoint', 'load_checkpoint', 'latest_checkpoint'
            'CheckpointCallback', 'BudgetCallback', 'TrainingInterrupted', 'stop_signals', 'alone_in',
            'tensorboard_callback', 'rehearse', 'LineReport', 'BarReport', 'reporter']
 
-# %% ../nbs/17_runs.ipynb #d4fdf899
+# %% ../nbs/17_runs.ipynb #85754f99
 import csv
 import io
 import json
@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -208,13 +208,13 @@ def seconds_left(self: Run):
     here = done - self.fraction(self.earlier)
     return (p.seconds - self.earlier.seconds)*(1 - done)/here if here > 0 else None
 
-# %% ../nbs/17_runs.ipynb #ed7ecbb9
+# %% ../nbs/17_runs.ipynb #ea14e41f
 def saved_state(run, learn):
     "Everything that `train` needs to go on as if nothing had happened."
     opt, scaler = learn.opt.state_dict(), getattr(learn, 'scaler', None)
     return dict(model=run.aside or get_model(learn.model).state_dict(), average=run.average, opt=dict(state=list(opt['state']), hypers=[dict(h) for h in opt['hypers']]),
                 scaler=scaler.state_dict() if scaler else {}, rng=rng_state(), position=asdict(run.position), minutes=run.minutes,
-                recipe=asdict(run.recipe), data=run.record['data'], start=run.record.get('start'), sums=run.sums, window=run.window)
+                recipe=asdict(run.recipe), data=run.record['data'], start=run.record.get('start'), sums=run.sums, window=run.window, rows=len(run.rows))
 
 # %% ../nbs/17_runs.ipynb #a583a5fb
 def restore(run, learn, state):
@@ -526,11 +526,11 @@ def locked(path):
         except BlockingIOError: f.close(); raise
         f.close()
 
-# %% ../nbs/17_runs.ipynb #b3c4b63f
+# %% ../nbs/17_runs.ipynb #ea280535
 @contextmanager
 def alone_in(folder):
-    "Hold the folder of a run, made if need be. Raises `InputError` while another process holds it; one that died holds nothing."
-    path = Path(folder)/'lock'
+    "Hold the folder of a run, made if need be and removed if it stays empty. Raises `InputError` while another process holds it."
+    path, new = Path(folder)/'lock', not Path(folder).exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         f = locked(path)
@@ -541,7 +541,7 @@ def alone_in(folder):
         yield
     finally:
         path.unlink(missing_ok=True)
-        with suppress(OSError): f.close()
+        with suppress(OSError): f.close(), new and path.parent.rmdir()
 
 # %% ../nbs/17_runs.ipynb #27617f1d
 def who_holds(path):
@@ -583,7 +583,7 @@ def memory_of(run, learn):
     weights = sum(p.numel()*p.element_size() for p in net.parameters())*(5 if run.recipe.ema else 4)
     return dict(weights=weights, features=kept, peak=torch.cuda.max_memory_allocated(gt.device) if gt.is_cuda else None)
 
-# %% ../nbs/17_runs.ipynb #126c0bc3
+# %% ../nbs/17_runs.ipynb #3d4404eb
 def rehearse(
     run,  # a `Run`
     learn,  # its learner, with the callbacks that decide what a step is
@@ -591,13 +591,13 @@ def rehearse(
     warm=2,  # before them
 ) -> dict:
     "What a run will cost, measured on a few steps; nothing is written. The weights of `learn` are spoiled."
-    watch, r, n = Stopwatch(run, steps, warm), run.recipe, len(learn.dls.train)
+    watch, r, n, p = Stopwatch(run, steps, warm), run.recipe, len(learn.dls.train), replace(run.position)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[watch])
     began = time.perf_counter()
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda cb: isinstance(cb, RunCallback))): learn.validate(dl=[learn.dls.valid.one_batch()])
     score = (time.perf_counter() - began)*len(learn.dls.valid)
     rate, epoch = r.bs*steps/watch.seconds, n*math.ceil(r.min_steps/n)*r.bs
-    per_epoch, p = epoch/rate + score, run.position
+    per_epoch = epoch/rate + score
     left = 60*run.minutes - p.seconds if run.minutes else (total_epochs(r) - p.epoch)*per_epoch - p.iteration*r.bs/rate
     return dict(parameters=sum(o.numel() for o in learn.model.parameters()), memory=memory_of(run, learn), images_per_s=rate,
                 images=round(max(0, left)*epoch/per_epoch), epochs=left/per_epoch, hours=max(0, left)/3600)

@@ -16,18 +16,20 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-# %% ../nbs/08_train.ipynb #4cf4c865
+# %% ../nbs/08_train.ipynb #fcde0a6e
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastai.torch_core import get_model
 from fastcore.basics import patch
+from torch import nn
 
-# %% ../nbs/08_train.ipynb #a24b43fd
+# %% ../nbs/08_train.ipynb #c1e60c89
 from .core import InputError, atomic_path, markdown_table, provenance, read_json, sha256_of, write_json
 from .data import face_dls
 from .fast import build_unet
 from .learner import pconv_learner
-from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights
+from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights, open_features
 from .masks import MaskBank
 from .pretrained import load_model
 from .parallel import in_team, part_of, parts_callbacks, team_of
@@ -46,7 +48,7 @@ class Phase:
     schedule: str = 'constant'  # 'constant', or 'cosine': half a cosine from `lr` down to `lr_end`
     lr_end: float = 0.  # where a cosine ends
 
-# %% ../nbs/08_train.ipynb #893e7339
+# %% ../nbs/08_train.ipynb #1c495045
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a run computes. Raises `InputError` for values that nothing can be trained with."
@@ -73,13 +75,14 @@ class Recipe:
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
+    features_reduce: int = 1  # features look at the picture reduced so many times by means
     ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
     start: str|None = None  # model.safetensors of a network of the same shape, to begin from; None: He initialisation
     seed: int = 0  # of weights, order, flips and masks
     def __post_init__(self): normalise(self)
 
-# %% ../nbs/08_train.ipynb #5c91c7ad
-WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, warmup=0, min_steps=1, seed=0)
+# %% ../nbs/08_train.ipynb #e40e378d
+WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=('paper', 'v1'), per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'), channels_last=(True, False))
 
 def whole(v, low=0):
@@ -152,13 +155,13 @@ def __str__(self: Recipe): return '\n'.join(f'{k:12} {v}' for k, v in recipe_row
 @patch
 def _repr_markdown_(self: Recipe): return markdown_table(recipe_rows(self))
 
-# %% ../nbs/08_train.ipynb #15b8e03f
+# %% ../nbs/08_train.ipynb #16285a9e
 PRESETS = dict(
     demo=Recipe(name='demo', n_faces=1500, width=24, bs=8, flip=False, warmup=50,
                 phases=(Phase(2e-3, epochs=8, share=4), Phase(3e-4, epochs=2, share=1, freeze_bn=True))),
     real=Recipe(name='real', width=32, bs=8, warmup=50,
                 phases=(Phase(2e-3, epochs=15, share=3), Phase(3e-4, epochs=5, share=1, freeze_bn=True))),
-    full=Recipe(name='full', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS,
+    paper=Recipe(name='paper', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS,
                 phases=(Phase(2e-4, epochs=30, share=6), Phase(5e-5, epochs=5, share=1, freeze_bn=True))))
 
 # %% ../nbs/08_train.ipynb #ed68a81c
@@ -297,10 +300,17 @@ def recipe_learner(
     learn.create_opt()
     return learn
 
-# %% ../nbs/08_train.ipynb #3cf8c5ec
+# %% ../nbs/08_train.ipynb #d3dc5a65
 def recipe_loss(r):
     "The loss of the recipe `r`; features are opened only if a term needs them."
-    return InpaintLoss(r.features if uses_features(r) else None, r.weights, r.per, **({} if r.chunk is None else dict(chunk=r.chunk)))
+    features = open_features(r.features) if uses_features(r) else None
+    if features is not None and r.features_reduce > 1: features = Reduced(features, r.features_reduce)
+    return InpaintLoss(features, r.weights, r.per, **({} if r.chunk is None else dict(chunk=r.chunk)))
+
+class Reduced(nn.Module):
+    "The features of an image reduced `k` times by means: a k-th of the side, a k*k-th of the work."
+    def __init__(self, features, k): super().__init__(); self.features, self.k = features, k
+    def forward(self, img): return self.features(F.avg_pool2d(img, self.k))
 
 def recipe_model(r):
     "The network of the recipe `r`, initialised from its seed. Raises `InputError` when batch norm would see single values."
@@ -359,7 +369,7 @@ def continued_run(recipe, data, out, minutes):
     run.done = minutes is None and (out/'result.json').exists() and read_json(out/'result.json')['finished']
     return run
 
-# %% ../nbs/08_train.ipynb #21f2a64a
+# %% ../nbs/08_train.ipynb #0f1ab803
 def begin(run, learn):
     "Write the recipe of a new run, or put the saved state into the learner and cut the log back to it. Raises `InputError`."
     run.record = dict(data=data_record(run.data, learn.dls), provenance=provenance(run.recipe.seed, processes=run.team.world))
@@ -374,7 +384,9 @@ def begin(run, learn):
     if old['sha256'] != new['sha256']: raise InputError(f"the run in {run.out} began with other faces ({old['name']}, now {new['name']}); give the same ones")
     restore(run, learn, run.state)
     rows = read_log(run.out/'log.jsonl', run.position.step)
-    run.rows = [{k: v for k, v in r.items() if k != 'kind'} for r in rows if r['kind'] == 'epoch']
+    scored = [r for r in rows if r['kind'] == 'epoch'][:run.state.get('rows')]  # killed after a score and before its checkpoint: it comes again
+    rows = [r for r in rows if r['kind'] != 'epoch' or r in scored]
+    run.rows = [{k: v for k, v in r.items() if k != 'kind'} for r in scored]
     if run.team.rank: return
     with atomic_path(run.out/'log.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8')
 
@@ -383,7 +395,7 @@ def how_to_resume(run):
     "The command that continues a run."
     return f'go on with: pconv_train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
 
-# %% ../nbs/08_train.ipynb #7245734f
+# %% ../nbs/08_train.ipynb #c0e6d5f2
 def fit(run, learn):
     "Run the learner to the end of the run; turn what stopped it into `InputError` or `TrainingInterrupted`."
     epochs = 10**9 if run.minutes else total_epochs(run.recipe) - run.position.epoch
@@ -393,7 +405,7 @@ def fit(run, learn):
     try:
         with stop_signals(run), in_team(learn, run.team), learn.no_bar(), learn.no_logging(): learn.fit(epochs)
     except KeyboardInterrupt: raise TrainingInterrupted(f'stopped at once; {last_saved(run)}; {how_to_resume(run)}') from None
-    except InputError as e: raise InputError(f'{e}; {last_saved(run)}; {how_to_resume(run)}') from e
+    except (InputError, OSError) as e: raise InputError(f"{getattr(e, 'strerror', None) or e}; {last_saved(run)}; {how_to_resume(run)}") from e
     if (run.failed or '').startswith(ELSEWHERE): sys.exit(2)  # another process says it
     if run.stop and run.team.rank: sys.exit(130)
     if run.failed: raise InputError(run.failed)

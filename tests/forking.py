@@ -24,6 +24,7 @@ def forks():
     "The helper, started when it is first asked for."
     helper = Forks()
     atexit.register(helper.close)
+    helper.run()  # no jobs: wait until it is ready
     return helper
 
 
@@ -132,12 +133,13 @@ def train_job(recipe, out, at=None, do=(), only=None, probe=None, bn_eval=False,
     from pconv_course.train import recipe_from, train
     rank = int(os.environ.get('RANK', 0))
     class Act(Callback):
-        order, run_valid = 5.5, False
+        order, run_valid, done = 5.5, False, False
         def before_batch(self):
             step = self.position.job.position.step
             if bn_eval: [m.eval() for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
             if probe: save_file(dict(gt=self.yb[0].contiguous(), m=self.yb[1].contiguous()), Path(probe)/f'{step}-{self.iter}-{rank}')
-            if step != at or only not in (None, rank): return
+            if step != at or only not in (None, rank) or self.done: return
+            self.done = True
             if do[0] == 'nan': self.yb[0][0, 0, 0, 0] = float('nan')
             else: act(*do)
     while wait_for and not Path(wait_for).exists(): time.sleep(0.01)

@@ -127,4 +127,94 @@ def test_options_reach_train(monkeypatch):
     assert (r.size, r.bs, r.seed, r.valid, r.name) == (32, 4, 7, "800-898", "real")
     assert (seen["data"], seen["out"], seen["minutes"], seen["resume"], seen["device"]) == ("faces.zip", "r", 3., False, "cpu")
     commands.pconv_train(resume=True, out="r")
-    assert seen["recipe"] is None and seen["resume"]
+    assert seen["recipe"] is None and seen["resume"] and (seen["num_workers"], seen["tensorboard"]) == (0, False)
+    commands.pconv_train(precision="bf16", accumulate=4, start="weights", workers=3, tensorboard=True, out="r")
+    r = seen["recipe"]
+    assert (r.precision, r.accumulate, r.start, r.bs % 4) == ("bf16", 4, "weights", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
+
+
+TINY = dict(size=32, n_faces=40, n_masks=10, depth=3, width=4, bs=8)
+
+
+def test_dashes_are_underscores(shell):
+    "Both spellings of an option are understood; values are left alone."
+    for option in ("--dry-run", "--dry_run"):
+        code, out, err = shell("pconv_train", option, "--minutes", "nan")
+        assert (code, out) == (2, "") and "--minutes is nan" in err
+    assert commands._underscores(["--dry-run", "--out=a-b", "--out", "--a-b=c-d", "-x-y", "e-f"]) == ["--dry_run", "--out=a-b", "--out", "--a_b=c-d", "-x-y", "e-f"]
+
+
+def test_dry_run(tmp_path, monkeypatch, capsys):
+    "Recipe, parameters, memory, speed, time; nothing on the disk; the numbers fit each other."
+    from pconv_course.train import PRESETS, Phase, recipe_with, rehearsal
+    from pconv_course.unet import PConvUNet
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "demo", recipe_with(PRESETS["demo"], **TINY, min_steps=1, phases=(Phase(1e-3, epochs=50),)))
+    commands.pconv_train(dry_run=True, accumulate=2, device="cpu")
+    out = capsys.readouterr().out
+    n = sum(p.numel() for p in PConvUNet(3, 4).parameters())
+    assert "phase 1      lr 0.001" in out and f"{n:,} parameters" in out and "features of 4 pictures" in out and "nothing was written" in out
+    assert not list(tmp_path.iterdir())
+    recipe, cost = rehearsal(PRESETS["demo"], device="cpu")
+    assert cost["memory"]["weights"] == 16*n and cost["epochs"] == pytest.approx(50) and cost["images"] == 50*32
+    assert 0.3 < cost["images"]/cost["images_per_s"]/(3600*cost["hours"]) <= 1  # the rest of the time is scoring
+    half, cost2 = rehearsal(recipe_with(PRESETS["demo"], accumulate=2), device="cpu", steps=2)
+    assert 0.3 < cost2["memory"]["features"]/cost["memory"]["features"] < 0.7
+    assert rehearsal(PRESETS["demo"], minutes=6, device="cpu", steps=2)[1]["hours"] == 0.1
+
+
+def test_dry_run_of_a_resumed_run(tmp_path):
+    "Only the rest counts; the run is not changed."
+    from fastai.callback.core import Callback, CancelFitException
+    from pconv_course.train import PRESETS, Phase, recipe_with, rehearsal, train
+    class Stop(Callback):
+        order = 60
+        def after_epoch(self):
+            if self.epoch == 1: raise CancelFitException
+    recipe = recipe_with(PRESETS["demo"], **TINY, min_steps=1, phases=(Phase(1e-3, epochs=5),))
+    train(recipe, out=tmp_path/"run", device="cpu", progress=False, cbs=[Stop()])
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    cost = rehearsal(None, out=tmp_path/"run", resume=True, device="cpu", steps=2)[1]
+    assert cost["epochs"] == pytest.approx(3) and before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_tensorboard(tmp_path, capsys):
+    "fastai's callback: the loss after every step and the scores after every epoch, by the steps of the run, also of a resumed one."
+    from fastai.callback.core import Callback
+    from pconv_course.runs import TrainingInterrupted
+    from pconv_course.train import PRESETS, Phase, recipe_with, train
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    class CtrlC(Callback):
+        order = 52.5
+        def after_batch(self):
+            if self.training and self.position.job.position.step == 3: self.position.job.stop = "SIGINT"
+    recipe = recipe_with(PRESETS["demo"], **TINY, accumulate=2, min_steps=1, phases=(Phase(1e-3, epochs=2),))
+    how = dict(out=tmp_path/"run", device="cpu", progress=False, tensorboard=True)
+    with pytest.raises(TrainingInterrupted): train(recipe, cbs=[CtrlC()], **how)
+    train(None, resume=True, **how)
+    events = event_accumulator.EventAccumulator(str(tmp_path/"run"/"tensorboard"))
+    events.Reload()
+    steps = sorted({e.step for e in events.Scalars("train_loss")})
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] == 8
+    assert len(events.Scalars("psnr")) == 2 and {"valid_loss", "lr_0", "6*loss_hole"} <= set(events.Tags()["scalars"])
+
+
+def test_tensorboard_is_optional(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pconv_course.runs.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as e: commands.pconv_train(out=str(tmp_path/"run"), tensorboard=True, size=32, device="cpu")
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("\n") == 1 and "pip install 'pconv_course[tensorboard]'" in err and not (tmp_path/"run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_like_single(precision, tmp_path):
+    "The same run in half precision: other bits, hardly other losses; the weights stay float32."
+    from safetensors.torch import load_file
+    from pconv_course.train import PRESETS, Phase, recipe_with, train
+    rows = {}
+    for p in ("fp32", precision):
+        recipe = recipe_with(PRESETS["demo"], **TINY, min_steps=1, precision=p, phases=(Phase(1e-3, epochs=2),))
+        rows[p] = train(recipe, out=tmp_path/p, device="cpu", progress=False)["scores"][-1]
+        assert {v.dtype for k, v in load_file(tmp_path/p/"model.safetensors").items() if "weight" in k} == {torch.float32}
+    a, b = (rows[p]["train_loss"] for p in ("fp32", precision))
+    assert a != b and abs(a - b) < 0.05*a

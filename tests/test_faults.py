@@ -175,6 +175,8 @@ OPTIONS = [(pconv_data, dict(action="prepare", src="{good}", dst="{out}", size=0
            (pconv_train, dict(size=0)), (pconv_train, dict(minutes=-1.)), (pconv_train, dict(minutes=float("nan"))), (pconv_train, dict(minutes=0.)),
            (pconv_train, dict(bs=0)), (pconv_train, dict(seed=-1)), (pconv_train, dict(preset="huge")), (pconv_train, dict(device="toaster")),
            (pconv_train, dict(features="nowhere.pth")), (pconv_train, dict(valid="much")), (pconv_train, dict(resume=True)), (pconv_train, dict(resume=True, size=32)),
+           (pconv_train, dict(resume=True, precision="bf16")), (pconv_train, dict(precision="fp8")), (pconv_train, dict(accumulate=0)), (pconv_train, dict(accumulate=3)),
+           (pconv_train, dict(start="nowhere")), (pconv_train, dict(workers=-1)), (pconv_train, dict(dry_run=True, data="nowhere")),
            (pconv_demo, dict(minutes=float("nan"))), (pconv_demo, dict(minutes=-1.)), (pconv_demo, dict(seed=-1))]
 
 
@@ -389,7 +391,7 @@ def test_killed_ten_times_at_random(unharmed, tmp_path):
     while kills < 10 or long:
         out = tmp_path/f"run{runs}"
         long = kills < 10
-        code, text = one(go_on(out), kill=[(0, "SIGKILL", rng.uniform(0.05, 0.7)*unharmed[1])] if long else [])
+        [(code, text)] = forks().run(go_on(out), kill=[(0, "SIGKILL", rng.uniform(0.2, 0.7)*unharmed[1])] if long else [])
         kills += code == -9
         if code == 0:
             same_run(unharmed[0], out)
@@ -404,8 +406,10 @@ DEATHS = [("replace", 1), ("replace", 3), ("replace", 4), ("fsync", 3), ("fsync"
 def test_killed_while_it_writes(unharmed, tmp_path):
     "Between any two calls that make files appear: model, configuration, checkpoint; and in the middle of a line of the log."
     out = tmp_path/"run"
-    for at, (place, count) in enumerate(DEATHS, 2): assert one(go_on(out, at=at, do=["die_at", place, count])) == (-9, "")
-    assert one(go_on(out)) == (0, "")
+    for at, (place, count) in enumerate(DEATHS, 2):
+        code, text = forks().run(go_on(out, at=at, do=["die_at", place, count]))[0]
+        assert code == -9 and text.count("\n") == text.count("going on from the one before"), text
+    assert forks().run(go_on(out))[0][0] == 0
     same_run(unharmed[0], out)
 
 
