@@ -9,8 +9,8 @@ __all__ = ['UPRIGHT', 'MODES_KEPT', 'FORMATS', 'HOLDS', 'CHILD', 'trained_size',
            'plan_windows', 'repair', 'parse_hole', 'grow_hole', 'colour_mask', 'turning', 'reason', 'tiff_notes',
            'open_image', 'Photo', 'array_photo', 'tensor_photo', 'pil_photo', 'open_photo', 'read_hole', 'own_hole',
            'unstated', 'check_known', 'read_pair', 'finish', 'for_each', 'inpaint', 'save_photo', 'jpeg_like', 'look',
-           'panels', 'check_target', 'inpaint_file', 'pictures', 'pair_files', 'run_jobs', 'Dash', 'pconv_inpaint',
-           'bench_case', 'bench_inpaint', 'find_cases', 'judge', 'compare_others']
+           'panels', 'check_target', 'inpaint_file', 'pictures', 'pair_files', 'say_progress', 'run_jobs', 'Dash',
+           'pconv_inpaint', 'bench_case', 'bench_inpaint', 'find_cases', 'judge', 'compare_others']
 
 # %% ../nbs/14_inpaint.ipynb #54a204e7
 import json
@@ -688,17 +688,21 @@ def pair_files(photo, mask, out) -> list:
         jobs.append((p, fits[0] if fits else None, target, wrong))
     return jobs
 
-# %% ../nbs/14_inpaint.ipynb #7db42de6
+# %% ../nbs/14_inpaint.ipynb #26ac61dc
+def say_progress(done, total):
+    "Windows done so far, on one line of a terminal that is wiped at the end."
+    print(f"\r{done} of {total} windows" if done < total else "\r" + " "*40 + "\r", end="", file=sys.stderr, flush=True)
+
 def run_jobs(
     jobs,  # from `pair_files`
     **how,  # of `inpaint_file`
 ) -> list:
     "Repair all; one line each on stdout, or on stderr if it failed. The exit codes of the failures, see `commands.exit_code`."
-    codes = []
+    codes, progress = [], say_progress if sys.stderr.isatty() else None
     for photo, mask, out, wrong in jobs:
         try:
             if wrong: raise InputError(wrong)
-            share = inpaint_file(photo, mask, out, **how)
+            share = inpaint_file(photo, mask, out, progress=progress, **how)
             print(f"{photo}: {share:.1%} filled, {out}")
         except Exception as e:
             if os.environ.get("PCONV_DEBUG") == "1": raise

@@ -139,6 +139,7 @@ def test_fill_leaves_the_network_as_it_was_and_sees_no_hole(tiny):
     one, two = lib.fill(net, torch.where(m > 0, x, torch.nan), m), lib.fill(net, torch.where(m > 0, x, 7.), m)
     assert net.training and torch.equal(one, two) and one.min() >= 0 and one.max() <= 1
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert (lib.fill(lambda x, m: x, torch.where(m > 0, x, torch.nan), m)[m.expand_as(x) == 0] == 0).all(), "no network sees what is in the hole"
     with pytest.raises(InputError, match="NaN"): lib.fill(lambda x, m: x*torch.nan, x, m)
 
 
