@@ -31,12 +31,13 @@ def forks():
 class Forks:
     "The helper. `run` forks one child per dict of arguments of `train_job`, waits for all, and returns [(exit code, what was printed)]."
     def __init__(self):
-        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(HERE)}
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': os.pathsep.join([str(HERE), os.environ.get('PYTHONPATH', '')])}
         self.process = subprocess.Popen([sys.executable, '-W', 'ignore', __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(30)
+        try: self.process.wait(10)
+        except subprocess.TimeoutExpired: self.process.kill()
 
     def run(self, *jobs, kill=(), timeout=240, together=False):
         """Run the jobs at once; `kill`: (number of the job, signal, seconds after its start, or the path of a file: when it exists);
