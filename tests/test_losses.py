@@ -16,9 +16,9 @@ from torch.testing import assert_close
 
 from pconv_course import losses
 from pconv_course.core import InputError, sha256_of
-from pconv_course.losses import (FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, FeatureNet, InpaintLoss, check_weights, gram, loss_hole,
-                                 loss_perceptual, loss_style, loss_terms, loss_tv, loss_valid, open_features, random_features,
-                                 term_gradients, vgg16_features, vgg19_features, vgg_features)
+from pconv_course.losses import (FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, ChunkedLoss, FeatureNet, InpaintLoss, auto_chunk, check_weights,
+                                 chunk_times, gram, in_chunks, loss_hole, loss_perceptual, loss_style, loss_terms, loss_tv, loss_valid,
+                                 open_features, random_features, term_gradients, vgg16_features, vgg19_features, vgg_features)
 
 
 def batch(b=2, h=16, w=16, seed=0, dtype=torch.float32, known=.6):
@@ -155,6 +155,192 @@ def test_last_is_for_logging():
     pixels = InpaintLoss.pixels()
     pixels(out, gt, m)
     assert all(pixels.last[k] == 0 for k in FEATURE_TERMS) and all(pixels.last[k] > 0 for k in PIXEL_WEIGHTS)
+
+
+# a few images at a time
+
+def value_and_grad(loss, out, gt, m):
+    out = out.detach().clone().requires_grad_()
+    return loss(out, gt, m), torch.autograd.grad(loss(out, gt, m), out)[0], dict(loss.last)
+
+
+@settings(max_examples=25, deadline=None)
+@given(b=st.integers(1, 5), chunk=st.integers(1, 6), h=st.integers(8, 17), w=st.integers(8, 17), known=st.sampled_from([0., .1, .6, 1.]),
+       per=st.sampled_from(['image', 'hole']), term=st.sampled_from([*PAPER_WEIGHTS, None]), seed=st.integers(0, 99))
+def test_chunks_equal_the_whole_batch(b, chunk, h, w, known, per, term, seed):
+    "Value, gradient and every logged term, each term alone and all six, one hole all over or none at all among the others."
+    out, gt, m = batch(b, h, w, seed, torch.float64, known)
+    m[0] = seed % 2
+    net, weights = random_features(width=2).double(), {term: 3.} if term else PAPER_WEIGHTS
+    whole, pieces = (value_and_grad(InpaintLoss(net, weights, per, chunk=c), out, gt, m) for c in (None, chunk))
+    assert_close(pieces[0], whole[0], rtol=1e-12, atol=1e-14)
+    assert_close(pieces[1], whole[1], rtol=1e-12, atol=1e-15)
+    assert list(pieces[2]) == list(whole[2])
+    for k in whole[2]: assert_close(pieces[2][k], whole[2][k], rtol=1e-12, atol=1e-14)
+
+
+def test_chunk_of_the_size_of_the_batch_is_the_whole_batch_to_the_bit():
+    out, gt, m = batch(3, 16, 16)
+    net = random_features(width=4)
+    want = value_and_grad(InpaintLoss(net, chunk=None), out, gt, m)
+    for chunk in (3, 7, 'auto'):
+        for a, b in zip(value_and_grad(InpaintLoss(net, chunk=chunk), out, gt, m)[:2], want): assert torch.equal(a, b)
+
+
+def test_pieces_are_as_large_as_asked_for():
+    seen = []
+
+    class Spy(FeatureNet):
+        def forward(self, img):
+            seen.append(len(img))
+            return super().forward(img)
+    net = Spy([nn.Identity() for _ in range(3)])
+    out, gt, m = batch(5)
+    InpaintLoss(net, chunk=2)(out.requires_grad_(), gt, m).backward()
+    assert seen == [2]*6 + [1]*3
+    seen.clear()
+    with torch.no_grad(): InpaintLoss(net, chunk=2)(out, gt, m)
+    assert seen == [2]*6 + [1]*3
+    seen.clear()
+    with patch.dict(losses.CHUNK_PIXELS, cpu=3*16*16): InpaintLoss(net)(out, gt, m)
+    assert seen == [3]*3 + [2]*3
+
+
+def test_auto_counts_pixels():
+    assert [auto_chunk(torch.empty(9, 3, s, s)) for s in (64, 128, 256, 512)] == [16, 4, 1, 1]
+    assert auto_chunk(torch.empty(9, 3, 64, 128)) == 8
+    out, gt, m = batch(2, 300, 300)
+    with patch.object(ChunkedLoss, 'apply', side_effect=AssertionError): InpaintLoss.pixels()(out.requires_grad_(), gt, m)
+
+
+@pytest.mark.parametrize('bad', [0, -1, 1.5, 'all', True, '4'])
+def test_impossible_chunks(bad):
+    with pytest.raises(InputError, match='how many images'): InpaintLoss('random', chunk=bad)
+
+
+def test_the_factor_of_the_backward_multiplies_the_gradient():
+    "As the scaler of mixed precision does before the backward, and gradient accumulation by dividing in place."
+    out, gt, m = batch(3)
+    loss = InpaintLoss(random_features(width=4), chunk=2)
+    _, want, last = value_and_grad(loss, out, gt, m)
+    leaf = out.clone().requires_grad_()
+    total = loss(leaf, gt, m)
+    total /= 4
+    (total*65536.).backward()
+    assert_close(leaf.grad, want*16384)
+    assert_close(loss.last['total'], last['total'])
+    leaf.grad = None
+    loss(leaf*2, gt, m).backward()
+    assert_close(leaf.grad, 2*value_and_grad(loss, 2*out, gt, m)[1])
+    for _ in range(2):
+        leaf.grad = None
+        total = loss(leaf, gt, m)
+        total.backward(retain_graph=True)
+        total.backward()
+        assert_close(leaf.grad, 2*want)
+
+
+@pytest.mark.parametrize('chunk', [None, 2])
+def test_dividing_the_loss_in_place_leaves_the_log_alone(chunk):
+    out, gt, m = batch(3)
+    loss = InpaintLoss(random_features(width=4), chunk=chunk)
+    total = loss(out.requires_grad_(), gt, m)
+    before = loss.last['total'].clone()
+    total /= 4
+    assert_close(loss.last['total'], before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_gradient_waits_for_the_scale_in_32_bits(dtype):
+    out, gt, m = batch(4, 64, 64)
+    loss, out = InpaintLoss(random_features(width=4), dict(tv=.001, style_out=1e-3), chunk=1), out.to(dtype)
+    want = value_and_grad(loss, out.float(), gt, m)[1]*65536
+    leaf = out.clone().requires_grad_()
+    with torch.autocast('cpu', dtype): total = loss(leaf, gt, m)
+    assert total.dtype == torch.float32
+    (total*65536.).backward()
+    assert leaf.grad.dtype == dtype
+    assert_close(leaf.grad, want.to(dtype), rtol=0, atol=0)
+    early = (want/65536).to(dtype).float()*65536
+    if dtype == torch.float16: assert (early - want).norm() > 10*(leaf.grad.float() - want).norm()
+
+
+def test_second_derivatives_are_refused_and_whole_batches_have_them():
+    out, gt, m = batch(3, dtype=torch.float64)
+    net = random_features(width=2).double()
+    out.requires_grad_()
+    with pytest.raises(InputError, match='chunk=None') as e: torch.autograd.grad(InpaintLoss(net, chunk=1)(out, gt, m), out, create_graph=True)
+    assert '\n' not in str(e.value)
+    g, = torch.autograd.grad(InpaintLoss(net, chunk=None)(out, gt, m), out, create_graph=True)
+    assert torch.autograd.grad(g.square().sum(), out)[0].abs().sum() > 0
+
+
+def test_a_gradient_in_gt_or_m_is_refused():
+    out, gt, m = batch(3)
+    loss = InpaintLoss(random_features(width=2), chunk=2)
+    with pytest.raises(InputError, match='detach gt and m'): loss(out, gt.requires_grad_(), m)
+    with pytest.raises(InputError, match='detach gt and m'): loss(out, gt.detach(), m.requires_grad_())
+    with torch.no_grad(): assert loss(out, gt, m).isfinite()
+
+
+def test_validation_in_chunks_keeps_no_graph():
+    out, gt, m = batch(3)
+    whole, pieces = InpaintLoss(random_features(width=4), chunk=None), InpaintLoss(random_features(width=4), chunk=2)
+    for o in (out, out.clone().requires_grad_()):
+        with torch.no_grad(): total = pieces(o, gt, m)
+        assert not total.requires_grad
+        assert_close(total, whole(o, gt, m).detach())
+    assert not pieces(out, gt, m).requires_grad and not any(v.requires_grad for v in pieces.last.values())
+
+
+def test_memory_is_that_of_one_piece():
+    "Bytes that autograd keeps at one time, counted; nothing of a piece is alive when the next begins."
+    class Kept:
+        alive = peak = 0
+        def __init__(self, t):
+            self.t = t
+            Kept.alive += t.nbytes
+            Kept.peak = max(Kept.peak, Kept.alive)
+        def __del__(self): Kept.alive -= self.t.nbytes
+
+    def peak(chunk, b):
+        Kept.alive = Kept.peak = 0
+        out, gt, m = batch(b, 32, 32)
+        loss = InpaintLoss(random_features(width=8), chunk=chunk)
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda k: k.t): total = loss(out.requires_grad_(), gt, m)
+        total.backward()
+        return Kept.peak
+    one = peak(None, 1)
+    assert peak(None, 8) > 6*one
+    assert peak(1, 8) < 1.2*one and peak(2, 8) < 2.2*one
+
+
+def test_chunk_times_measures_every_chunk():
+    rows = chunk_times(InpaintLoss(random_features(width=2)), size=16, bs=4, chunks=(1, 3, 4), rounds=3)
+    assert [r['chunk'] for r in rows] == [1, 3, 4] and rows[-1]['ratio'] == [1, 1, 1] and all(r['seconds'] >= 0 for r in rows)
+
+
+def test_features_in_16_bits_when_asked():
+    out, gt, m = batch(2, 32, 32)
+    net = random_features(width=8)
+    exact = value_and_grad(InpaintLoss(net), out, gt, m)
+    net.half = torch.bfloat16
+    assert {f.dtype for f in net(gt)} == {torch.bfloat16} and {p.dtype for p in net.parameters()} == {torch.float32}
+    for chunk in (None, 1):
+        total, grad, last = value_and_grad(InpaintLoss(net, chunk=chunk), out, gt, m)
+        assert total.dtype == torch.float32 and all(v.dtype == torch.float32 for v in last.values())
+        assert_close(total, exact[0], rtol=.02, atol=0)
+        assert 1e-4 < (grad - exact[1]).norm()/exact[1].norm() < .15
+    net.half = None
+    assert torch.equal(value_and_grad(InpaintLoss(net), out, gt, m)[1], exact[1])
+
+
+def test_the_loss_runs_where_there_is_no_autocast():
+    net = copy.deepcopy(random_features(width=2)).to('meta')
+    out, gt, m = (t.to('meta') for t in batch(3))
+    total = InpaintLoss(net, chunk=2)(out.requires_grad_(), gt, m)
+    total.backward()
+    assert out.grad.shape == gt.shape and in_chunks(lambda o, g, k: (o - g).mean().view(1), 1, out, gt, m)[0].ndim == 0
 
 
 def test_features_that_no_weight_asks_for_are_not_computed():
