@@ -538,6 +538,7 @@ def alone_in(folder):
     except OSError as e: raise InputError(f'cannot write in {folder}: {e.strerror}; choose a folder you may write to') from e
     try:
         with suppress(OSError): f.truncate(0), f.write(f'{os.getpid()}'), f.flush()
+        for p in path.parent.rglob('.*-????????.*'): p.unlink(missing_ok=True)  # unfinished files of a killed run
         yield
     finally:
         path.unlink(missing_ok=True)
