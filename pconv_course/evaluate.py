@@ -14,7 +14,7 @@ __all__ = ['METRICS', 'RGB_TO_XYZ', 'DEPTHS', 'MEASURES', 'DEPTH_COLUMNS', 'COLU
            'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join', 'hub_file',
            'lpips_of', 'open_lpips', 'open_inception', 'set_distances', 'words', 'default_size', 'pconv_evaluate']
 
-# %% ../nbs/09_evaluate.ipynb #26ff128f
+# %% ../nbs/09_evaluate.ipynb #3086131e
 import csv
 import json
 import math
@@ -22,6 +22,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from fastcore.basics import patch
 from fastcore.script import Param, call_parse
 
 from .commands import UsageError, check_number, clean_exit
@@ -181,7 +183,7 @@ def seam(
     across, around = np.concatenate(across), np.concatenate(around)
     return float((across.mean() + 1/255)/(around.mean() + 1/255)) if len(across) and len(around) else math.nan
 
-# %% ../nbs/09_evaluate.ipynb #f3267251
+# %% ../nbs/09_evaluate.ipynb #9fa97868
 def speck_map(
     comp,  # (H,W,3) array in [0,1]
     hole,  # (H,W) bool
@@ -192,6 +194,7 @@ def speck_map(
     median = np.stack([cv2.medianBlur(np.ascontiguousarray(ab[..., i]), 5) for i in (0, 1)], -1)
     return hole & (np.linalg.norm(ab - median, axis=-1) > limit)
 
+# %% ../nbs/09_evaluate.ipynb #f2f6abbe
 def specks(comp, hole, limit=20) -> float:
     "Share of the hole's pixels that are specks, in percent; see `speck_map`."
     return float(100*speck_map(comp, hole, limit).sum()/hole.sum())
@@ -220,7 +223,7 @@ def depth_profile(
     inside = [error[hole & (at == i)] for i in range(len(DEPTHS) + 1)]
     return [float(e.mean()) if len(e) else math.nan for e in inside]
 
-# %% ../nbs/09_evaluate.ipynb #883f093f
+# %% ../nbs/09_evaluate.ipynb #246f1982
 MEASURES = dict(  # as `METRICS`; None: best where the truth is
     colour=("colour mismatch", "ΔE00", False, 2), tint=("tint", "ΔE00", False, 2), seam=("seam", "1: none", None, 2),
     specks=("specks", "% of hole", None, 3), symmetry=("left-right agreement", "-1 to 1", None, 3))
@@ -228,6 +231,7 @@ DEPTH_COLUMNS = (*(f"depth_{d}" for d in DEPTHS), "depth_more")
 COLUMNS = (*METRICS, *MEASURES, *DEPTH_COLUMNS, "lpips")
 ABOUT = METRICS | MEASURES | dict(lpips=("LPIPS", "", False, 4))
 
+# %% ../nbs/09_evaluate.ipynb #c88ea678
 def measure(
     gt, comp,  # (3,H,W) tensors in [0,1]
     m,  # (1,H,W), 1 = known
@@ -305,11 +309,12 @@ def mask_order(
         place[at] = (np.arange(len(at)) + rng.random())/len(at)
     return np.resize(np.argsort(place, kind="stable"), n)
 
-# %% ../nbs/09_evaluate.ipynb #69289f0b
+# %% ../nbs/09_evaluate.ipynb #42361d42
 def list_hash(size, keys):
     "The hash of a list of pairs: their size and their keys, in order."
     return sha256_of(f"{size}:{','.join(keys)}".encode())
 
+# %% ../nbs/09_evaluate.ipynb #c4cfc716
 class Pairs:
     "Pictures with their holes: `batch(numbers)` reads some; `keys` and `sha256` are hashes of the pixels; `info` says where they are from."
     def __init__(self,
@@ -354,11 +359,12 @@ def open_masks(src, hole, size, seed=0):
     if hole is None: raise InputError("what marks the hole in these masks? state white, black or alpha (--hole)")
     return load_masks(src, hole, size)
 
-# %% ../nbs/09_evaluate.ipynb #c45786b5
+# %% ../nbs/09_evaluate.ipynb #ae5cd747
 def stem(name):
     "A file's name without folder and suffix."
     return Path(str(name)).stem
 
+# %% ../nbs/09_evaluate.ipynb #d5765dc4
 def same_names(ids, names, limit=None) -> tuple:
     "(face indices, mask indices) of the names that are in both, in natural order. Raises `InputError` if there is none."
     faces, masks = ({stem(o): i for i, o in enumerate(a)} for a in (ids, names))
@@ -398,10 +404,11 @@ class Method:
     sha256: str  # another hash is another method
     info: dict = field(default_factory=dict)  # more for the record
 
-# %% ../nbs/09_evaluate.ipynb #66736e3a
+# %% ../nbs/09_evaluate.ipynb #270faa58
 BASELINES = dict(mean=("mean colour", mean_fill), telea=("Telea", telea_fill), ns=("Navier-Stokes", ns_fill),
                  biharmonic=("biharmonic", biharmonic_fill), truth=("the truth", None))
 
+# %% ../nbs/09_evaluate.ipynb #9349fbe7
 def baseline(
     name,  # a key of `BASELINES`; 'truth' copies the true picture, for the values of the measures there
     pairs=None,  # needed for 'truth'
@@ -414,7 +421,7 @@ def baseline(
     run = (lambda inp, m, numbers: pairs.batch(numbers)[0]) if name == "truth" else (lambda inp, m, numbers: fill(inp, m))
     return Method(name, title, run, sha256_of(f"{name} {made}".encode()), dict(kind="baseline", version=made))
 
-# %% ../nbs/09_evaluate.ipynb #52bad3c6
+# %% ../nbs/09_evaluate.ipynb #99cdf0e2
 def named(text) -> tuple:
     "'NAME=PATH' -> (name, path), PATH -> (None, path)."
     name, eq, path = str(text).partition("=")
@@ -424,24 +431,23 @@ def weights_hash(model):
     "SHA-256 of a network's weights."
     return sha256_of(b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in model.state_dict().values()))
 
+# %% ../nbs/09_evaluate.ipynb #667026d9
 def model_method(model, name="ours", device="cpu", info=None) -> Method:
     "A network that is in memory already, called as model(inp, m)."
     model = model.eval().to(device)
     fill = torch.no_grad()(lambda inp, m, numbers: model(inp.to(device), m.to(device)).float().cpu())
     return Method(name, name, fill, weights_hash(model), dict(kind="network", **(info or {})))
 
-# %% ../nbs/09_evaluate.ipynb #8ee18e85
+# %% ../nbs/09_evaluate.ipynb #763203e4
 def network(
     path,  # a run's folder, a model.safetensors, or 'pretrained' for the network that comes with the library
     name=None,  # None: that of the folder or file
     device="cpu",
 ) -> Method:
     "A trained network. Raises `InputError`."
-    from pconv_course.train import load_model
-    if path == "pretrained":
-        from pconv_course.pretrained import load_pretrained
-        return model_method(*(r := load_pretrained(device=device))[:1], name or "pretrained", device, dict(config=r[1]))
-    model, config = load_model(path, device)
+    from pconv_course.pretrained import load_model, load_pretrained
+    model, config = load_pretrained(device=device) if path == "pretrained" else load_model(path, device)
+    if path == "pretrained": return model_method(model, name or path, device, dict(config=config))
     file = Path(path).expanduser().resolve()
     return model_method(model, name or (file.parent.name if file.stem == "model" else file.stem), device, dict(config=config))
 
@@ -453,7 +459,7 @@ def save_pairs(pairs, folder):
         for kind, x in dict(images=gt, masks=1 - m, inputs=gt*m).items():
             with atomic_path(Path(folder)/kind/f"{i:05d}.png") as tmp: cv2.imwrite(str(tmp), to_array(x)[..., ::-1])
 
-# %% ../nbs/09_evaluate.ipynb #9df3a628
+# %% ../nbs/09_evaluate.ipynb #135a8134
 def outputs(
     folder,  # folder or zip of finished pictures, named by the numbers of the pairs (00000.png) or like the faces
     pairs,  # the `Pairs` that they answer
@@ -469,7 +475,7 @@ def outputs(
         raise InputError(f"{folder.name} has no picture {lost[0]!r}; name them by the number of the pair (00000 ...), or like the faces with each face once")
     def fill(inp, m, which):
         out = torch.stack([files[at[names[i]]] for i in which])
-        if out.shape == inp.shape: return out
+        if out.shape[1:] == inp.shape[1:]: return out
         raise InputError(f"{folder.name} has pictures of {tuple(out.shape[2:])}, the pairs are of {tuple(inp.shape[2:])}; give --size {out.shape[-1]}")
     sha = sha256_of("".join(sha256_of(files[at[o]].numpy().tobytes()) for o in names).encode())
     return Method(name or folder.stem, name or folder.stem, fill, sha, dict(kind="outputs"))
@@ -482,7 +488,7 @@ def text_of(v):
     if isinstance(v, (float, np.floating)): return "" if math.isnan(v) else f"{v:.6g}"
     return "" if v is None else re.sub(r"\s", " ", str(v))
 
-# %% ../nbs/09_evaluate.ipynb #80b63b82
+# %% ../nbs/09_evaluate.ipynb #ace17d4f
 class Results:
     "The csv at `path`, and its lines by (method, pair). Raises `InputError` for another kind of file."
     fields = (*KEYS, *COLUMNS)
@@ -494,18 +500,22 @@ class Results:
         with atomic_path(self.path) as tmp: tmp.write_text("\n".join([header, *self.lines.values(), ""]), encoding="utf-8")
 
     def keep(self, lines): self.lines |= {(r[0], int(r[2])): line for line in lines for r in csv.reader([line])}
-    def row(self, method, pair):
-        "The row as a dict of texts, or None."
-        line = self.lines.get((method, pair))
-        return line and dict(zip(self.fields, next(csv.reader([line]))))
 
-    def add(self, lines):
-        "Append lines, and see them to the disk."
-        self.keep(lines)
-        with open(self.path, "a", encoding="utf-8", newline="") as f:
-            f.write("".join(line + "\n" for line in lines))
-            f.flush()
-            os.fsync(f.fileno())
+# %% ../nbs/09_evaluate.ipynb #0c26f64e
+@patch
+def row(self: Results, method, pair):
+    "The row as a dict of texts, or None."
+    line = self.lines.get((method, pair))
+    return line and dict(zip(self.fields, next(csv.reader([line]))))
+
+@patch
+def add(self: Results, lines):
+    "Append lines, and see them to the disk."
+    self.keep(lines)
+    with open(self.path, "a", encoding="utf-8", newline="") as f:
+        f.write("".join(line + "\n" for line in lines))
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/09_evaluate.ipynb #034a2663
 def csv_line(row):
@@ -514,13 +524,14 @@ def csv_line(row):
     csv.writer(f := StringIO(), lineterminator="").writerow([text_of(row.get(k)) for k in Results.fields])
     return f.getvalue()
 
-# %% ../nbs/09_evaluate.ipynb #07964624
+# %% ../nbs/09_evaluate.ipynb #cba0bfb7
 def fill_pairs(method, pairs, numbers) -> tuple:
     "(gt, m, comp as saved, number of values in each hole that were NaN or infinite) for the pairs `numbers`."
     gt, m = pairs.batch(numbers)
     out = method.fill(torch.where(m > 0.5, gt, 0.), m, numbers)
     return gt, m, as_saved(compose(gt, out, m)), (~out.isfinite() & (m < 0.5)).sum((1, 2, 3)).tolist()
 
+# %% ../nbs/09_evaluate.ipynb #40479383
 def score_pairs(method, pairs, numbers, lpips=None) -> list:
     "The lines of the csv for one method and the pairs `numbers`."
     gt, m, comp, broken = fill_pairs(method, pairs, numbers)
@@ -618,11 +629,12 @@ def record_of(results, infos, settings, sha256, against=None, seed=0, distances=
                 columns={k: f"{t} [{u}]" if u else t for k, (t, u, *_) in ABOUT.items()}, methods={k: infos[k] for k in tables},
                 rows=rows, distances=distances or {}, notes=list(notes), provenance=provenance(seed))
 
-# %% ../nbs/09_evaluate.ipynb #fea6c0e3
+# %% ../nbs/09_evaluate.ipynb #998d0d9c
 def row_of(record, part="all", border="any"):
     "The row of a record about that part of the pairs, or None."
     return next((r for r in record["rows"] if r["part"] == part and r["border"] == border), None)
 
+# %% ../nbs/09_evaluate.ipynb #653ea4f3
 def method_rows(record, part="all", keys=tuple(ABOUT)) -> list:
     "Header and a row for each of the columns `keys` that is there: its mean for every method, as texts."
     methods = row_of(record, part)["methods"].values()
@@ -642,12 +654,13 @@ def bucket_rows(record, key="psnr", border="any") -> list:
     return [header, *([r["part"], r["n"], *(mean(r["methods"][k].get(key)) for k in title), *(gain(r["against"][k].get(key)) for k in others)]
             for r in record["rows"] if r["border"] == border)]
 
-# %% ../nbs/09_evaluate.ipynb #5c99487e
+# %% ../nbs/09_evaluate.ipynb #e3ad82d4
 def text_table(rows) -> str:
     "Rows as a table for a terminal; the first is the header."
     width = [max(len(str(r[j])) for r in rows) for j in range(len(rows[0]))]
     return "\n".join("  ".join(str(o).rjust(w) if j else str(o).ljust(w) for j, (o, w) in enumerate(zip(r, width))).rstrip() for r in rows)
 
+# %% ../nbs/09_evaluate.ipynb #de0c9716
 def report(record, table=text_table, keys=("psnr", "ssim", "l1_hole")) -> str:
     "The tables of a record as text, or as Markdown with `table=markdown_table`, and what has to be said about them."
     s, title = record["settings"], {k: v["title"] for k, v in record["methods"].items()}
@@ -749,17 +762,19 @@ def join(
     write_record(Path(out), record)
     return record
 
-# %% ../nbs/09_evaluate.ipynb #c8396f9e
+# %% ../nbs/09_evaluate.ipynb #15b3d89c
 LPIPS_WEIGHTS = dict(alex="alexnet-owt-7be5be79.pth", vgg="vgg16-397923af.pth", squeeze="squeezenet1_1-b8a52dc0.pth")
 
 def hub_file(name):
     "Where torch keeps a downloaded file of weights."
     return Path(torch.hub.get_dir())/"checkpoints"/name
 
+# %% ../nbs/09_evaluate.ipynb #3b42801a
 def lpips_of(net):
     "The function (comp, gt) -> (B,) of torchmetrics' LPIPS module `net`, for pictures in [0,1]."
     return torch.no_grad()(lambda comp, gt: net(comp.float(), gt.float(), normalize=True).reshape(-1))
 
+# %% ../nbs/09_evaluate.ipynb #19462ac8
 def open_lpips(name="alex") -> tuple:
     "(function or None, why not or None). Raises `InputError` for an unknown network."
     if name in (None, "none"): return None, None
@@ -779,7 +794,7 @@ def open_inception() -> tuple:
     from torchmetrics.image.fid import NoTrainInceptionV3
     return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(hub_file(FID_WEIGHTS))), None
 
-# %% ../nbs/09_evaluate.ipynb #ffce7c05
+# %% ../nbs/09_evaluate.ipynb #4467a6d7
 def set_distances(
     method,  # a `Method`
     pairs,  # `Pairs`
@@ -788,7 +803,9 @@ def set_distances(
     "FID and KID of torchmetrics between true pictures and fills, with their number n; every pair is filled once more."
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
-    fid, kid = FrechetInceptionDistance(inception), KernelInceptionDistance(inception, subset_size=min(1000, max(2, len(pairs)//2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # KID announces that it keeps all features
+        fid, kid = FrechetInceptionDistance(inception), KernelInceptionDistance(inception, subset_size=min(1000, max(2, len(pairs)//2)))
     for at in range(0, len(pairs), 16):
         gt, _, comp, _ = fill_pairs(method, pairs, range(at, min(at + 16, len(pairs))))
         for x, real in ((gt, True), (comp, False)):
@@ -796,16 +813,18 @@ def set_distances(
     mean, spread = kid.compute()
     return dict(fid=round(fid.compute().item(), 4), kid=round(mean.item(), 6), kid_std=round(spread.item(), 6), n=len(pairs))
 
-# %% ../nbs/09_evaluate.ipynb #8fc11a6c
+# %% ../nbs/09_evaluate.ipynb #de72a156
 def words(values) -> list:
     "The values of an option that may be repeated: separated by spaces or commas."
     return [w for v in values or [] for w in str(v).split(",") if w]
 
+# %% ../nbs/09_evaluate.ipynb #2b7524bb
 def default_size(networks, faces):
     "The size that the first network was trained at, else 64 px for drawn faces and 256 px for files."
     sizes = [k.info.get("config", {}).get("recipe", {}).get("size") for k in networks]
     return next((s for s in sizes if s), 64 if faces == "drawn" else 256)
 
+# %% ../nbs/09_evaluate.ipynb #f8f5ee60
 def _evaluate(models, names, folders, files, out, against, seed, lpips, fid, device, where):
     "What `pconv_evaluate` does, with its options sorted."
     if not (models or names or folders or files): raise UsageError("nothing to evaluate; give --model, --baseline, --outputs or --join")

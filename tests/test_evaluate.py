@@ -205,6 +205,7 @@ def test_specks_are_found_where_they_were_put():
         comp = cv_blur(gt)
         assert E.specks(comp, hole) == 0
         comp.reshape(-1, 3)[at] = np.eye(3)[rng.integers(3, size=len(at))]
+        comp.reshape(-1, 3)[rng.permutation(np.flatnonzero(~hole))[:20]] = (1, 0, 0)  # outside, where nobody looks
         found = np.flatnonzero(E.speck_map(comp, hole))
         assert len(np.intersect1d(found, at)) >= 18 and len(np.setdiff1d(found, at)) <= 2, name
         assert math.isclose(E.specks(comp, hole), 100*len(found)/hole.sum())
@@ -454,9 +455,20 @@ def test_killed_and_gone_on_is_the_same(pairs, tmp_path):
     assert r["rows"] == whole["rows"] and sorted((tmp_path/"s.csv").read_text().splitlines()) == sorted((tmp_path/"t.csv").read_text().splitlines())
 
 
+def test_a_torn_line_is_dropped_even_when_it_looks_whole(tmp_path):
+    "A number that lost its last digits is still a number: only a line that ends counts. Each added line is on the disk."
+    row = E.csv_line(dict(method="a", pair=1, psnr=20., lpips=0.123))
+    E.Results(tmp_path/"t.csv").add([E.csv_line(dict(method="a", pair=0, psnr=10.))])
+    (tmp_path/"t.csv").write_text((tmp_path/"t.csv").read_text() + row[:-1])
+    again = E.Results(tmp_path/"t.csv")
+    assert again.row("a", 0)["psnr"] == "10" and again.row("a", 1) is None and (tmp_path/"t.csv").read_text().endswith("\n")
+
+
 def test_full_disk_is_one_line(pairs, tmp_path, monkeypatch):
+    results = E.Results(tmp_path/"t.csv")
     monkeypatch.setattr(E.os, "fsync", lambda f: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises((OSError, InputError), match="No space left"): E.evaluate([method()], pairs, tmp_path/"s.json", progress=False)
+    with pytest.raises(OSError, match="No space left"): results.add([E.csv_line(dict(method="a", pair=0))])
+    with pytest.raises(InputError, match="No space left.*free some space"): E.evaluate([method()], pairs, tmp_path/"s.json", progress=False)
 
 
 # Networks and other people's pictures
