@@ -94,14 +94,13 @@ def computing_in(
     if not torch.amp.is_autocast_available(device.type): return nullcontext()
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
-# %% ../nbs/06_losses.ipynb #8b6fdb29
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# %% ../nbs/06_losses.ipynb #8b6fdb29
 class FeatureNet(nn.Module):
     """Three frozen blocks: images (B,3,H,W) in [0,1] to a list of three feature maps. Normalises its input itself.
 
-    Computes in the precision of its own weights, autocast or not, unless `half` is set; the same bits for either memory
-    layout of `img`. Raises `InputError` for other shapes. Source: section 3.3."""
+    Computes in its weights' precision, whatever the autocast; the same bits in either layout. Raises `InputError`. Section 3.3."""
     half = None # torch.bfloat16: convolutions in 16 bits
     def __init__(self,
         blocks, # three modules, each fed with the result of the one before
