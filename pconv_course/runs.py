@@ -557,7 +557,8 @@ def tensorboard_callback(run):
         raise InputError("tensorboard is not installed; pip install 'pconv_course[tensorboard]', or leave it out: log.csv has the same numbers")
     from fastai.callback.tensorboard import TensorBoardCallback
     cb = TensorBoardCallback(log_dir=run.out/'tensorboard', trace_model=False, log_preds=False)
-    cb.run_valid = False
+    log, cb.run_valid = cb.after_batch, False
+    cb.after_batch = lambda: log() if run.whole else None  # once a step, in however many pieces
     return cb
 
 # %% ../nbs/17_runs.ipynb #5d29ef88
