@@ -23,14 +23,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/14_inpaint.ipynb #93a02eee
+# %% ../nbs/14_inpaint.ipynb #be3f688c
 import cv2
 import numpy as np
 import torch
 from fastcore.script import Param, call_parse
 from PIL import Image, ImageColor, JpegImagePlugin
 from torch import nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 # %% ../nbs/14_inpaint.ipynb #c0586bd1
 from .commands import UsageError, check_number, clean_exit, exit_code, one_line
@@ -789,7 +788,7 @@ def bench_inpaint(
     write_json(out, record)
     return record
 
-# %% ../nbs/14_inpaint.ipynb #d7e86def
+# %% ../nbs/14_inpaint.ipynb #d18284ca
 def find_cases(folder) -> list:
     "[(set, name, truth, mask, theirs, what marks the hole)] of a folder with images/masks/results, or NAME_raw/_mask/_output."
     cases = []
@@ -801,6 +800,7 @@ def find_cases(folder) -> list:
 
 def judge(x, gt, m):
     "PSNR (dB), SSIM and mean |error| in the hole (0..1) of a uint8 picture `x` whose known pixels are taken from `gt`."
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure  # here: half a second and much memory
     t = lambda a: torch.from_numpy(np.ascontiguousarray(a)).permute(2, 0, 1)[None].float()/255
     x, gt = t(np.where(m[..., None] > 0, gt, x)), t(gt)
     hole = torch.from_numpy(m == 0)
