@@ -260,7 +260,7 @@ def merge_boxes(
             groups.append(b)
     return groups
 
-# %% ../nbs/14_inpaint.ipynb #9e6c9f79
+# %% ../nbs/14_inpaint.ipynb #9f3b9492
 def hole_cells(m, n):
     "uint8 (ceil(H/n), ceil(W/n)): 1 where a cell of n x n px holds a hole. `m` (H,W), 1 = known."
     h, w = (-(-o//n)*n for o in m.shape)
@@ -276,7 +276,7 @@ def boxes_within(labels, boxes, which, limit):
     "Boxes of the parts `which`, cut where one is longer than `limit`; thousands of parts are all cut on one grid."
     if len(which) > 2000: return pieces(np.isin(labels, which + 1).astype(np.uint8), limit)
     found = []
-    for i, (y0, x0, y1, x1) in zip(which, boxes[which]):
+    for i, (y0, x0, y1, x1) in zip(which, boxes[which].tolist()):
         if max(y1 - y0, x1 - x0) <= limit: found.append((y0, x0, y1, x1))
         else: found += [(y0 + a, x0 + b, y0 + c, x0 + d) for a, b, c, d in pieces((labels[y0:y1, x0:x1] == i + 1).astype(np.uint8), limit)]
     return found
