@@ -16,7 +16,7 @@ from pconv_course import inpaint as lib
 from pconv_course.core import InputError, read_json
 from pconv_course.fast import build_unet
 from pconv_course.inpaint import Window, colour_mask, inpaint, pconv_inpaint, plan_windows, repair
-from pconv_course.masks import MaskWarning, sparse_mask, stroke_mask
+from pconv_course.masks import MaskWarning, stroke_mask
 
 GREY = lambda x, m: torch.full_like(x, 0.5)  # a "network" whose answer is known
 
