@@ -102,11 +102,11 @@ def test_held_out_pairs_are_fixed():
     assert a.gt.shape == (12, 3, 32, 32) and not torch.equal(a.m[:6], a.m[6:])
 
 
-@pytest.mark.parametrize('twist, price', [(dict(features_every=4), .25), (dict(features_late=.75), .25), (dict(features_half=2), .25), (dict(features_crop=2), .25),
-                                          (dict(features_bf16=1), 1.)])
-def test_price_of_features(spy, twist, price):
+@pytest.mark.parametrize('twist, reduce, price', [(dict(features_every=4), 1, .25), (dict(features_late=.75), 1, .25), (dict(features_crop=2), 1, .25), (dict(features_bf16=1), 1, 1.),
+                                                  (dict(), 2, .25), (dict(features_bf16=1), 2, .25)])
+def test_price_of_features(spy, twist, reduce, price):
     six = recipe_with(TINY, features='random')
-    (_, plain), (_, full), (_, row) = spy(), spy(six), spy(six, twist=twist)
+    (_, plain), (_, full), (_, row) = spy(), spy(six), spy(replace(six, features_reduce=reduce), twist=twist)
     part = (row['flop_per_image'] - plain['flop_per_image'])/(full['flop_per_image'] - plain['flop_per_image'])
     assert part == pytest.approx(price, abs=.03)
 
