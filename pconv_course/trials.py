@@ -408,7 +408,7 @@ KEPT = dict(phases=(Phase(4e-3),), warmup=50, ema=.99)  # what was kept of the f
 
 SCALED = Recipe(name='paper', size=32, depth=5, width=16, bs=8, n_masks=2000, precision='bf16', phases=two_phases(2e-4))
 
-# %% ../nbs/20_trials.ipynb #d70ef3a1
+# %% ../nbs/20_trials.ipynb #cf05d9fc
 def steps_plan():
     "Which way of stepping helps? Pixel terms only."
     c, frozen = cosine(4e-3), (Phase(4e-3, share=4, schedule='cosine', lr_end=4e-4), Phase(4e-4, schedule='cosine', freeze_bn=True))
@@ -418,10 +418,10 @@ def steps_plan():
                'batch 4': dict(bs=4, warmup=100), 'width 12': dict(width=12), 'width 24': dict(width=24), 'depth 4': dict(depth=4)}
     twists = {'sigmoid': dict(output_range='sigmoid'), 'clamped': dict(output_range='clamp'), 'AdamW .01': dict(decay=.01),
               'curriculum': dict(curriculum=.5), 'progressive': dict(progressive=.5)}
-    averages = [Variant('constant 2e-3, EMA .99', KEPT | dict(phases=(Phase(2e-3),))), Variant('constant 4e-3, EMA .99', KEPT, seeds=2),
+    averages = [Variant('constant 2e-3, EMA .99', KEPT | dict(phases=(Phase(2e-3),))), Variant('constant 4e-3, EMA .99', KEPT, seeds=3),
                 Variant('constant 4e-3, EMA .99, sigmoid', KEPT, dict(output_range='sigmoid')),
                 Variant('cosine 8e-3, EMA .99, sigmoid', {**cosine(8e-3), 'ema': .99}, dict(output_range='sigmoid'))]
-    return Plan('steps', SCALED, 8192, (Variant('paper, pixel terms', seeds=2), *rates, *falls, *averages,
+    return Plan('steps', SCALED, 8192, (Variant('paper, pixel terms', seeds=3), *rates, *falls, *averages,
                 *[Variant(f'cosine 4e-3, {k}', {**c, **v}) for k, v in recipes.items()], *[Variant(f'cosine 4e-3, {k}', c, v) for k, v in twists.items()]))
 
 # %% ../nbs/20_trials.ipynb #a3dccb87
