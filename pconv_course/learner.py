@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['paper_adam', 'mask_generator', 'masked_batch', 'MaskCallback', 'clamped_comp', 'psnr', 'ssim', 'hole_l1_error',
-           'term_names', 'LossTerm', 'loss_terms', 'LossTerms', 'fit_log', 'DevicePrecision', 'EncoderBNFreeze',
-           'inpaint_batch', 'PConvLearner', 'check_sizes', 'pconv_learner', 'NoFaces']
+           'term_names', 'LossTerm', 'loss_terms', 'LossTerms', 'fit_log', 'FusedAdam', 'DevicePrecision',
+           'EncoderBNFreeze', 'inpaint_batch', 'PConvLearner', 'check_sizes', 'pconv_learner', 'BareTwin', 'NoFaces']
 
-# %% ../nbs/07_learner.ipynb #f68f26b5
+# %% ../nbs/07_learner.ipynb #184aae65
+import copy
+import time
 import warnings
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,15 +20,17 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import LRFinder
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric, Recorder
-from fastai.optimizer import Adam
-from fastai.torch_core import find_bs, get_model, rank_distrib
+from fastai.optimizer import Optimizer, weight_decay
+from fastai.torch_core import find_bs, get_model
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch.amp import GradScaler, autocast
+from torch.optim.adam import adam
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from .core import InputError, compose, paint_hole, show_images, show_strip
-from .losses import InpaintLoss
-from .unet import PConvUNet
+from .fast import build_unet
+from .losses import FeatureNet, InpaintLoss
 
 # %% ../nbs/07_learner.ipynb #3d77265a
 def mask_generator(
@@ -64,17 +67,17 @@ class MaskCallback(Callback):
         self.bank, self.valid_bank = bank, bank if valid_bank is None else valid_bank
         self.seed, self.first_epoch, self.begun, self.seen = seed, first_epoch, 0, 0
 
-# %% ../nbs/07_learner.ipynb #52e28809
+# %% ../nbs/07_learner.ipynb #25e1b2d1
 @patch
 def train_masks(self: MaskCallback, n, epoch, iteration, device='cpu'):
-    "The `n` masks (n,1,H,W) of one training step: a function of seed, epoch, iteration and, with several GPUs, the rank."
-    return self.bank.sample(n, mask_generator(self.seed, 0, epoch, iteration, rank_distrib()), device)
+    "The `n` masks (n,1,H,W) of one training step and its whole batch: a function of seed, epoch and iteration."
+    return self.bank.sample(n, mask_generator(self.seed, 0, epoch, iteration, 0), device)
 
-# %% ../nbs/07_learner.ipynb #ca2cd87b
+# %% ../nbs/07_learner.ipynb #7197ecce
 @patch
 def valid_masks(self: MaskCallback, n, start=0, device='cpu'):
     "The masks (n,1,H,W) of validation images `start` to `start+n`: one for each position, whatever the batch size."
-    draw = lambda i: self.valid_bank.sample(1, mask_generator(self.seed, 1, i, rank_distrib()), device)
+    draw = lambda i: self.valid_bank.sample(1, mask_generator(self.seed, 1, i, 0), device)
     return torch.cat([draw(i) for i in range(start, start + n)])
 
 # %% ../nbs/07_learner.ipynb #c41b539d
@@ -199,13 +202,51 @@ def fit_log(
     train = [{f'train_{k}': v for k, v in terms.get(i, {}).items()} for i in range(len(learn.recorder.values))]
     return [dict(epoch=i, **dict(zip(names, row)), **more) for i, (row, more) in enumerate(zip(learn.recorder.values, train))]
 
-# %% ../nbs/07_learner.ipynb #6c059aec
-paper_adam = partial(Adam, mom=0.9, sqr_mom=0.999, eps=1e-8, wd=0.)
+# %% ../nbs/07_learner.ipynb #bfebbe60
+class FusedAdam(Optimizer):
+    "fastai's `Adam`, its defaults those of section 4.2, computed in one pass by torch's fused kernel where there is one."
+    def __init__(self, params, lr=2e-4, mom=.9, sqr_mom=.999, eps=1e-8, wd=0.):
+        super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
-# %% ../nbs/07_learner.ipynb #f1721dd0
+    def zero_grad(self):
+        "Let go of the gradients: the next backward writes new ones instead of adding to zeros."
+        for p, *_ in self.all_params(with_grad=True): p.grad = None
+
+    def average(self, p, name):
+        "The running average `name` of the parameter `p`, in its memory layout; zeros in the beginning."
+        v = self.state[p].get(name)
+        if v is None: v = torch.zeros_like(p)
+        self.state[p][name] = v if v.stride() == p.stride() else torch.empty_like(p).copy_(v)
+        return self.state[p][name]
+
+# %% ../nbs/07_learner.ipynb #79835056
+@patch
+@torch.no_grad()
+def step(self: FusedAdam, closure=None):
+    "One step of every parameter that has a gradient."
+    if closure is not None: raise NotImplementedError("fastai optimizers currently do not support closure")
+    for group, h in zip(self.param_lists, self.hypers):
+        ps = [p for p in group if p.grad is not None]
+        if not ps: continue
+        for p in ps:
+            self.state[p]['step'] = self.state[p].get('step', 0) + 1
+            weight_decay(p, h['lr'], h['wd'], self.state[p].get('do_wd', True))
+        grads = [p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad) for p in ps]
+        averages = [[self.average(p, k) for p in ps] for k in ('grad_avg', 'sqr_avg')]
+        steps = torch.tensor([self.state[p]['step'] - 1. for p in ps], device=ps[0].device).unbind()
+        adam(ps, grads, *averages, [], list(steps), fused=ps[0].device.type in ('cpu', 'cuda'), amsgrad=False, maximize=False,
+             beta1=h['mom'], beta2=h['sqr_mom'], lr=h['lr'], weight_decay=0., eps=h['eps'])
+
+paper_adam = FusedAdam
+
+# %% ../nbs/07_learner.ipynb #0b9cf4f8
 class DevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on the device where the model is, CPU included, and left on cancel too."
     name, inside = 'mixed_precision', False
+    def __init__(self, amp_mode=AMPMode.FP16, features=True, **kwargs):
+        super().__init__(amp_mode, **kwargs)
+        self.half_features = features and self.amp_mode == AMPMode.BF16
+
     def before_fit(self):
         self.leave()
         with warnings.catch_warnings():
@@ -218,10 +259,15 @@ class DevicePrecision(MixedPrecision):
     def before_batch(self):
         super().before_batch()
         self.inside = True
+        self.set_features(torch.bfloat16)
 
     def leave(self):
-        if self.inside: super().after_loss()
+        if self.inside: super().after_loss(), self.set_features(None)
         self.inside = False
+
+    def set_features(self, dtype):
+        net = getattr(self.loss_func, 'features', None)
+        if self.half_features and isinstance(net, FeatureNet): net.half = dtype
 
     def after_loss(self): self.leave()
     def after_cancel_batch(self): self.leave()
@@ -289,16 +335,16 @@ def predict(self: PConvLearner, item):
     gt, m = item
     return inpaint_batch(self.model, gt[None], m[None])[1][0]
 
-# %% ../nbs/07_learner.ipynb #eea3f39f
+# %% ../nbs/07_learner.ipynb #a94c6c31
 @patch
 def to_fp16(self: PConvLearner, **kwargs):
     "float16 mixed precision on the model's device; `kwargs` for the `GradScaler`."
     return self.to_fp32().add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
 
 @patch
-def to_bf16(self: PConvLearner):
-    "bfloat16 mixed precision on the model's device."
-    return self.to_fp32().add_cb(DevicePrecision(AMPMode.BF16))
+def to_bf16(self: PConvLearner, features=True):
+    "bfloat16 mixed precision on the model's device, for the feature network of the loss, too, unless `features=False`."
+    return self.to_fp32().add_cb(DevicePrecision(AMPMode.BF16, features=features))
 
 # %% ../nbs/07_learner.ipynb #930bdd43
 @patch
@@ -317,15 +363,15 @@ def check_sizes(
     for shape in {tuple(getattr(b, 'shape', size)) for b in banks if b is not None} - {size}:
         raise InputError(f"masks of {shape[0]}x{shape[1]} px don't fit faces of {size[0]}x{size[1]} px; make the bank with the faces' size")
 
-# %% ../nbs/07_learner.ipynb #d3a51d70
+# %% ../nbs/07_learner.ipynb #6d9f2786
 def pconv_learner(
     dls,  # DataLoaders with batches (gt,), gt (B,3,H,W) in [0,1], such as `face_dls` gives
     bank,  # a `MaskBank` of the faces' size
-    model=None,  # called as model(inp, m); None: `PConvUNet()`, the paper's for 256 px
+    model=None,  # called as model(inp, m); None: `build_unet()`, the paper's for 256 px, in its fast form
     loss=None,  # called as loss(out, gt, m); None: `InpaintLoss.pixels()`, which needs no feature network
     lr=2e-4,  # learning rate (section 4.2)
     metrics=None,  # None: every weighted loss term, psnr, ssim and hole_l1_error
-    cbs=None,  # further callbacks
+    cbs=None,  # a further callback, or several
     seed=0,  # of the masks
     valid_bank=None,  # a `MaskBank` for validation; None: `bank`
     opt_func=paper_adam,  # the paper's Adam
@@ -336,8 +382,50 @@ def pconv_learner(
     loss = InpaintLoss.pixels() if loss is None else loss
     if metrics is None: metrics = [*loss_terms(loss), psnr, ssim, hole_l1_error]
     own = [MaskCallback(bank, valid_bank, seed), LossTerms()]
-    return PConvLearner(dls, PConvUNet() if model is None else model, loss, opt_func=opt_func, lr=lr,
-                        metrics=metrics, cbs=[*own, *(cbs or [])], **kwargs)
+    return PConvLearner(dls, build_unet() if model is None else model, loss, opt_func=opt_func, lr=lr,
+                        metrics=metrics, cbs=[*own, *L(cbs)], **kwargs)
+
+# %% ../nbs/07_learner.ipynb #d41db13b
+class BareTwin(Callback):
+    """After each training step the same step in a bare loop, on a copy of the network: `times` (n_steps, 2), learner and loop.
+
+    Process seconds, so for a CPU; in float32. `equal()` tells whether both ended with the same weights. Raises `InputError`."""
+    order, run_valid = 100, False
+    def before_fit(self):
+        if hasattr(self.learn, 'mixed_precision'): raise InputError("BareTwin compares in float32; call to_fp32() first")
+        h, self.twin, self.rows = self.opt.hypers[-1], copy.deepcopy(self.model), []
+        self.adam = torch.optim.Adam(self.twin.parameters(), h['lr'], (h['mom'], h['sqr_mom']), h['eps'], fused=True)
+        for p, q in zip(self.model.parameters(), self.twin.parameters()):
+            if 'step' in (s := self.opt.state.get(p, {})):
+                self.adam.state[q] = dict(step=torch.tensor(float(s['step'])), exp_avg=s['grad_avg'].clone(), exp_avg_sq=s['sqr_avg'].clone())
+
+    def before_train(self): self.faces, self.since = iter(self.dls.train.new()), time.process_time()
+
+    def after_batch(self):
+        middle = time.process_time()
+        self.bare_step(self.twin.train(), *next(self.faces))
+        self.rows.append([middle - self.since, time.process_time() - middle])
+        self.since = time.process_time()
+
+# %% ../nbs/07_learner.ipynb #a4a78eda
+@patch
+def bare_step(self: BareTwin, net, gt):
+    "A training step without a learner."
+    m = self.mask.train_masks(len(gt), self.mask.first_epoch + self.epoch, self.iter)
+    (inp, m), (gt, m) = masked_batch(gt, m)
+    self.loss_func(net(inp, m), gt, m).backward()
+    self.adam.step()
+    self.adam.zero_grad()
+
+# %% ../nbs/07_learner.ipynb #05f59b7f
+@patch(as_prop=True)
+def times(self: BareTwin): return torch.tensor(self.rows)
+
+@patch
+def equal(self: BareTwin):
+    "Do the learner's network and its twin agree to the last bit?"
+    a, b = self.model.state_dict(), self.twin.state_dict()
+    return all(torch.equal(a[k], b[k]) for k in a)
 
 # %% ../nbs/07_learner.ipynb #6add3459
 class NoFaces:

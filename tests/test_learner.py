@@ -1,5 +1,8 @@
 """What the chapter on the learner promises, on learners that train in milliseconds."""
+import copy
+import pickle
 import warnings
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,16 +10,19 @@ import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.callback.tracker import SaveModelCallback
+from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner, load_learner
+from fastai.optimizer import Adam
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from pconv_course.core import InputError
-from pconv_course.learner import (DevicePrecision, EncoderBNFreeze, MaskCallback, PConvLearner, check_sizes, fit_log,
+from pconv_course.fast import FastPConvUNet, build_unet, kernels
+from pconv_course.learner import (BareTwin, DevicePrecision, EncoderBNFreeze, MaskCallback, PConvLearner, check_sizes, fit_log,
                                   hole_l1_error, inpaint_batch, loss_terms, mask_generator, masked_batch, paper_adam, pconv_learner,
                                   psnr, ssim, term_names)
-from pconv_course.losses import InpaintLoss, random_features
+from pconv_course.losses import PAPER_WEIGHTS, InpaintLoss, random_features
 from pconv_course.masks import MaskBank
 from pconv_course.unet import PConvUNet
 
@@ -92,11 +98,11 @@ def test_training_and_validation_seeds_never_meet():
     assert len(seeds) == 2000
 
 
-def test_each_rank_draws_its_own_masks(monkeypatch):
+def test_masks_belong_to_the_step_and_not_to_a_process(monkeypatch):
     cb = MaskCallback(BANK)
     a, v = cb.train_masks(4, 0, 0), cb.valid_masks(4)
     monkeypatch.setenv("RANK", "1")
-    assert not torch.equal(a, cb.train_masks(4, 0, 0)) and not torch.equal(v, cb.valid_masks(4))
+    assert torch.equal(a, cb.train_masks(4, 0, 0)) and torch.equal(v, cb.valid_masks(4))
 
 
 def test_masks_are_made_on_the_batch_device():
@@ -330,6 +336,107 @@ def test_paper_adam_is_torch_adam(steps):
     assert_close(run(paper_adam), run(torch.optim.Adam), rtol=0, atol=1e-14)
 
 
+readable_adam = partial(Adam, mom=.9, sqr_mom=.999, eps=1e-8, wd=0.)
+
+
+def adam_run(opt_func, steps=5, dtype=torch.float64, **kwargs):
+    "Parameters of two groups after some steps in which one of them now and then has no gradient."
+    g = torch.Generator().manual_seed(0)
+    ps = [torch.nn.Parameter(torch.randn(shape, generator=g, dtype=dtype)) for shape in ((4, 3, 3, 3), (7,), (2, 5))]
+    opt = opt_func([ps[:2], ps[2:]], lr=1e-2, **kwargs)
+    for i in range(steps):
+        for p in ps: p.grad = torch.randn(p.shape, generator=g, dtype=dtype)
+        if i % 2: ps[1].grad = None
+        opt.set_hypers(lr=[1e-2/(i + 1), 1e-3])
+        opt.step()
+    return opt, torch.cat([p.detach().flatten() for p in ps])
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(wd=.1), dict(mom=.5, sqr_mom=.9, eps=1e-3)])
+def test_one_pass_equals_the_chain_of_fastai(kwargs):
+    "Groups with rates of their own, parameters that sit out a step, decoupled weight decay; same state, name by name."
+    (ours, a), (theirs, b) = adam_run(paper_adam, **kwargs), adam_run(readable_adam, **kwargs)
+    assert_close(a, b, rtol=0, atol=1e-13)
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert [dict(h) for h in ours["hypers"]] == [dict(h) for h in theirs["hypers"]]
+    for x, y in zip(ours["state"], theirs["state"], strict=True):
+        assert set(x) == set(y) == {"grad_avg", "sqr_avg", "step"} and x["step"] == y["step"] and isinstance(x["step"], int)
+        for k in ("grad_avg", "sqr_avg"): assert_close(x[k], y[k], rtol=1e-12, atol=1e-15)
+
+
+def test_float32_steps_agree_to_rounding():
+    assert_close(adam_run(paper_adam, dtype=torch.float32)[1], adam_run(readable_adam, dtype=torch.float32)[1], rtol=0, atol=1e-6)
+
+
+def test_no_weight_decay_where_fastai_wants_none():
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = paper_adam([p], lr=.1, wd=.5)
+    opt.state[p]["do_wd"] = False
+    p.grad = torch.zeros(3)
+    opt.step()
+    assert torch.equal(p.detach(), torch.ones(3))
+    opt.state[p]["do_wd"] = True
+    opt.step()
+    assert_close(p.detach(), torch.full((3,), .95))
+    opt.clear_state()
+    assert opt.state[p] == dict(do_wd=True)
+
+
+@pytest.mark.parametrize("first,second", [(paper_adam, readable_adam), (readable_adam, paper_adam)])
+def test_a_state_of_one_continues_in_the_other(first, second):
+    def two_then_three(f, g):
+        rng = torch.Generator().manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(20, generator=rng, dtype=torch.float64))
+        opt = f([p], lr=1e-2)
+        for i in range(5):
+            if i == 2:
+                saved = copy.deepcopy(opt.state_dict())
+                opt = g([p], lr=7.)
+                opt.load_state_dict(saved)
+            p.grad = torch.randn(20, generator=rng, dtype=torch.float64)
+            opt.step()
+        return p.detach()
+    assert_close(two_then_three(first, second), two_then_three(readable_adam, readable_adam), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("what", ["parameter", "averages", "gradient"])
+def test_the_kernel_may_not_mix_memory_layouts(what):
+    def run(last):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 54, dtype=torch.float64).view(2, 3, 3, 3))
+        opt = paper_adam([p], lr=.1)
+        for i in range(4):
+            p.grad = (p.detach() - .5)**3
+            if last and i == 2:
+                if what == "parameter": p.data = p.data.to(memory_format=torch.channels_last)
+                if what == "averages": opt.state[p].update({k: opt.state[p][k].to(memory_format=torch.channels_last) for k in ("grad_avg", "sqr_avg")})
+            if last and what == "gradient": p.grad = p.grad.to(memory_format=torch.channels_last)
+            opt.step()
+        assert all(opt.state[p][k].stride() == p.stride() for k in ("grad_avg", "sqr_avg"))
+        return p.detach().contiguous()
+    assert_close(run(True), run(False), rtol=0, atol=1e-15)
+
+
+def test_gradients_are_let_go():
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = paper_adam([p])
+    opt.step(), opt.zero_grad()
+    assert opt.state[p] == {}
+    p.grad = torch.ones(3)
+    opt.step(), opt.zero_grad()
+    assert p.grad is None and opt.state[p]["step"] == 1
+    with pytest.raises(NotImplementedError): opt.step(lambda: None)
+    assert pickle.loads(pickle.dumps(opt)).hypers == opt.hypers
+
+
+def test_a_step_of_the_optimiser_is_a_handful_of_operations():
+    "Whatever the number of parameters; fastai's chain needs eight for each."
+    ps = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(50)]
+    opt = paper_adam(ps)
+    for p in ps: p.grad = torch.ones_like(p)
+    opt.step()
+    assert kernels(opt.step) <= 4 and kernels(opt.zero_grad) == 0
+
+
 def test_learner_has_the_papers_hypers():
     learn = fit(synth())
     assert dict(learn.opt.hypers[0]) == dict(lr=2e-4, mom=.9, sqr_mom=.999, eps=1e-8, wd=0.)
@@ -380,6 +487,97 @@ def test_channels_last_on_and_off():
     learn.to_contiguous(to_fp32=True)
     assert learn.model.enc[0].conv.weight.is_contiguous() and not hasattr(learn, "mixed_precision")
     assert not hasattr(synth().to_channelslast(use_amp=False), "mixed_precision")
+
+
+# The loss in chunks, and features in 16 bits, inside fastai's loop
+
+class Grads(Callback):
+    "Keeps every gradient that the optimiser is given."
+    order = 99
+    def __init__(self): self.seen = []
+    def before_step(self): self.seen.append(torch.cat([p.grad.flatten() for p in self.model.parameters()]))
+
+
+def trained(chunk, precision=None, cbs=(), **kwargs):
+    loss = InpaintLoss(random_features(width=2), PAPER_WEIGHTS | dict(style_out=.12, style_comp=.12), chunk=chunk)
+    learn = synth(loss=loss, cbs=[Grads(), *cbs], lr=1e-3)
+    if precision: getattr(learn, precision)(**kwargs)
+    return fit(learn, 2)
+
+
+@pytest.mark.parametrize("precision,kwargs,rtol", [(None, {}, 1e-4), ("to_bf16", dict(features=False), 1e-2), ("to_bf16", {}, .1),
+                                                   ("to_fp16", dict(init_scale=2.**9), 1e-2)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_chunks_train_like_the_whole_batch(precision, kwargs, rtol, accumulate):
+    runs = [trained(c, precision, [GradientAccumulation(8)] if accumulate else [], **kwargs) for c in (None, 1, 3)]
+    n = 3 if accumulate else 6
+    for learn in runs:
+        assert len(learn.grads.seen) == n
+        assert all(g.isfinite().all() for g in learn.grads.seen)
+    for learn in runs[1:]:
+        first, want = learn.grads.seen[0], runs[0].grads.seen[0]
+        assert (first - want).norm() < rtol*want.norm()
+        a, b = learn.loss_terms.steps, runs[0].loss_terms.steps
+        assert a.shape == b.shape == (6, 6)
+        assert_close(a, b, rtol=max(rtol, 1e-3), atol=1e-3)
+    assert_close(torch.tensor(fit_log(runs[1])[-1]["valid_loss"]), torch.tensor(fit_log(runs[0])[-1]["valid_loss"]), rtol=max(rtol, 1e-3), atol=0)
+
+
+def test_chunks_leave_a_resume_exact(tmp_path):
+    make = lambda: synth(tmp_path, loss=InpaintLoss(random_features(width=2), chunk=3))
+    whole, half = fit(make(), 2), fit(make())
+    half.save("half")
+    resumed = fit(make().load("half"), 2, start_epoch=1)
+    for k, v in whole.model.state_dict().items(): assert torch.equal(v, resumed.model.state_dict()[k]), k
+
+
+@pytest.mark.parametrize("exc", [None, CancelBatchException, CancelFitException, RuntimeError])
+def test_features_are_back_in_32_bits_however_the_fit_ends(exc):
+    loss = InpaintLoss(random_features(width=2))
+    learn, seen = synth(loss=loss).to_bf16(), []
+    hook = lambda *_: seen.append(loss.features.half)
+    loss.features.register_forward_hook(hook)
+    try: fit(learn, cbs=[Raise(exc("stop"))] if exc else [])
+    except RuntimeError: fit(learn)  # no event comes after an error: the next fit tidies up
+    assert loss.features.half is None
+    if exc in (None, RuntimeError): assert set(seen) == {torch.bfloat16}
+    seen.clear()
+    fit(learn.to_bf16(features=False))
+    assert set(seen) == {None}
+    fit(learn.to_fp16())
+    assert set(seen) == {None} and loss.features.half is None
+
+
+# The loop
+
+def test_the_default_network_is_the_fast_one():
+    learn = pconv_learner(make_dls(), BANK)
+    assert isinstance(learn.model, FastPConvUNet) and learn.model.config == build_unet().config
+
+
+@pytest.mark.parametrize("loss", [InpaintLoss.pixels(), InpaintLoss(random_features(width=2), chunk=3)])
+def test_learner_and_bare_loop_do_the_same_work(loss):
+    learn = fit(pconv_learner(make_dls(), BANK, build_unet(dict(depth=3, width=4)), loss, lr=1e-3, cbs=BareTwin()), 2)
+    assert learn.bare_twin.equal() and learn.bare_twin.times.shape == (6, 2) and (learn.bare_twin.times > 0).all()
+    learn.mask.seed = 5
+    before = {k: v.clone() for k, v in learn.bare_twin.twin.state_dict().items()}
+    fit(learn)
+    assert learn.bare_twin.equal() and not all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+    learn.bare_twin.bare_step(learn.bare_twin.twin, torch.rand(4, 3, SIZE, SIZE))
+    assert not learn.bare_twin.equal()
+    with pytest.raises(InputError, match="to_fp32"): fit(learn.to_bf16())
+
+
+def test_a_step_of_the_learner_adds_few_operations():
+    "Counted, not timed: tensor operations of a training step against those of the bare loop with the same work."
+    n = {}
+
+    class Count(BareTwin):
+        def bare_step(self, *args): n["loop"] = kernels(lambda: BareTwin.bare_step(self, *args))
+    learn = pconv_learner(make_dls(), BANK, build_unet(dict(depth=3, width=4)), cbs=Count())
+    learn.one_batch = lambda i, b: n.update({learn.training: kernels(lambda: Learner.one_batch(learn, i, b))})
+    fit(learn)
+    assert n["loop"] > 100 and -10 <= n[True] - 2*n["loop"] <= 40
 
 
 # Freeze
