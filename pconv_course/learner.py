@@ -239,7 +239,7 @@ def step(self: FusedAdam, closure=None):
 
 paper_adam = FusedAdam
 
-# %% ../nbs/07_learner.ipynb #0b9cf4f8
+# %% ../nbs/07_learner.ipynb #ccabc521
 class DevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on the device where the model is, CPU included, and left on cancel too."
     name, inside = 'mixed_precision', False
@@ -261,17 +261,22 @@ class DevicePrecision(MixedPrecision):
         self.inside = True
         self.set_features(torch.bfloat16)
 
-    def leave(self):
-        if self.inside: super().after_loss(), self.set_features(None)
-        self.inside = False
-
-    def set_features(self, dtype):
-        net = getattr(self.loss_func, 'features', None)
-        if self.half_features and isinstance(net, FeatureNet): net.half = dtype
-
     def after_loss(self): self.leave()
     def after_cancel_batch(self): self.leave()
     after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = after_cancel_batch
+
+# %% ../nbs/07_learner.ipynb #a6b8a8bd
+@patch
+def leave(self: DevicePrecision):
+    "Close autocast, and let the features compute in 32 bits again, if that was not done yet."
+    if self.inside: MixedPrecision.after_loss(self), self.set_features(None)
+    self.inside = False
+
+@patch
+def set_features(self: DevicePrecision, dtype):
+    "The type in which the feature network of the loss, if there is one, computes."
+    net = getattr(self.loss_func, 'features', None)
+    if self.half_features and isinstance(net, FeatureNet): net.half = dtype
 
 # %% ../nbs/07_learner.ipynb #15aeef47
 class EncoderBNFreeze(Callback):
