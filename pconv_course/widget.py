@@ -156,7 +156,7 @@ def controls():
         download=button("Download", "Save the picture as PNG"),
         photo=widgets.FileUpload(accept="image/*", description="Open photo", layout=widgets.Layout(width="auto")), status=widgets.HTML())
 
-# %% ../nbs/22_widget.ipynb #a7c53e43
+# %% ../nbs/22_widget.ipynb #6e482b62
 class InpaintWidget(widgets.VBox):
     "Draw holes on a picture and have them filled. `image` is the picture as it is now. Raises `InputError`."
     def __init__(self,
@@ -168,7 +168,8 @@ class InpaintWidget(widgets.VBox):
         self.model, self.longest, self.rng = model, longest, np.random.default_rng(seed)
         self.fill = fill or self.inpaint
         self.canvas, self.controls = Canvas(), controls()
-        c, row = self.controls, lambda *names: widgets.HBox([self.controls[n] for n in names], layout=widgets.Layout(flex_flow="row wrap"))
+        c, flow = self.controls, widgets.Layout(flex_flow="row wrap")
+        row = lambda *names: widgets.HBox([c[n] for n in names], layout=flow)
         super().__init__([row("brush", "erase", "undo", "redo", "clear"), row("stroke", "sparse", "central", "photo"), self.canvas,
                           row("run", "live", "split", "download"), c["status"]])
         for name in ("undo", "redo", "clear", *RANDOM, "run", "download"): c[name].on_click(lambda _, name=name: self.do(name))
@@ -337,7 +338,7 @@ def write_app(
     path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)), encoding="utf-8")
     return path
 
-# %% ../nbs/22_widget.ipynb #00d3ace3
+# %% ../nbs/22_widget.ipynb #14270db2
 @call_parse
 @clean_exit("pconv_app")
 def pconv_app(
@@ -352,8 +353,9 @@ def pconv_app(
         if name and not Path(name).expanduser().exists(): raise UsageError(f"{name}: no such file; check the path")
     if photo: open_photo(photo)
     if importlib.util.find_spec("voila") is None: raise UsageError("voila is missing; install it: pip install 'pconv_course[app]'")
-    where = dict(PCONV_PHOTO=str(Path(photo).expanduser().resolve()) if photo else "", PCONV_MODEL=str(Path(model).expanduser().resolve()) if model else "")
-    with tempfile.TemporaryDirectory() as folder: serve(write_app(folder), port, no_browser, {**os.environ, **where})
+    whole = lambda name: str(Path(name).expanduser().resolve()) if name else ""
+    env = {**os.environ, "PCONV_PHOTO": whole(photo), "PCONV_MODEL": whole(model)}
+    with tempfile.TemporaryDirectory() as folder: serve(write_app(folder), port, no_browser, env)
 
 # %% ../nbs/22_widget.ipynb #04d5cfa7
 def serve(path, port, no_browser, env):

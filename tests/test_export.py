@@ -1,7 +1,11 @@
 """One ONNX file gives the picture that torch gives; and what the command says when it can't."""
+import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +19,8 @@ from safetensors.torch import save_file
 
 from pconv_course import export
 from pconv_course.core import InputError
-from pconv_course.export import (check_export, core_graph, export_onnx, frame_text, join, metadata, open_model, open_onnx,
-                                 pconv_export, run_onnx, run_torch, shrink, weights_hash)
+from pconv_course.export import (check_export, core_graph, decibel, export_onnx, frame_text, from_pretrained, hub_class, join, metadata,
+                                 open_model, open_onnx, pconv_export, record_export, run_onnx, run_torch, save_pretrained, shrink, weights_hash)
 from pconv_course.fast import build_unet
 
 
@@ -222,3 +226,156 @@ def test_open_model_takes_modules_files_and_folders(net, tmp_path):
     for source in (net, path, path.parent):
         model, config = open_model(source)
         assert not model.training and weights_hash(model) == weights_hash(net) and config["model"] == net.config
+
+
+# ---- a folder for hubs
+
+hub = pytest.mark.skipif(not importlib.util.find_spec("huggingface_hub"), reason="needs the extra 'hub'")
+FACTS = dict(recipe=dict(name="tiny", size=64), licence="only for tests")
+
+
+@hub
+def test_a_hub_folder_round_trip(net, tmp_path):
+    home = save_pretrained(net, tmp_path/"faces", FACTS | dict(model="not a fact"))
+    assert sorted(p.name for p in home.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again, config = from_pretrained(home)
+    assert weights_hash(again) == weights_hash(net) and not again.training and config == dict(model=net.config, **FACTS)
+    x, m = torch.rand(1, 3, 32, 32), (torch.rand(1, 1, 32, 32) < .5).float()
+    torch.testing.assert_close(again(x, m), net(x, m), atol=0, rtol=0)
+    card = (home/"README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: pconv_course\n") and "only for tests" in card and "tiny" in card and "from_pretrained" in card
+    assert open_model(home)[1]["licence"] == "only for tests", "the other loader takes the folder too"
+    assert json.loads((home/"config.json").read_text(encoding="utf-8"))["depth"] == 3
+
+
+@hub
+def test_the_class_is_the_mixin_and_is_made_once(net, tmp_path):
+    from huggingface_hub import PyTorchModelHubMixin
+    cls = hub_class()
+    assert issubclass(cls, PyTorchModelHubMixin) and cls is hub_class() and not issubclass(type(net), PyTorchModelHubMixin)
+    made = cls(depth=2, width=4)
+    made.save_pretrained(tmp_path)
+    assert weights_hash(cls.from_pretrained(tmp_path)) == weights_hash(made)
+
+
+@hub
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".PKL"])
+def test_pickles_stay_closed(tmp_path, suffix):
+    "The file would run code when it is opened: the proof is that it doesn't."
+    trap, bomb = tmp_path/"ran", tmp_path/"old"/f"pytorch_model{suffix}"
+    bomb.parent.mkdir()
+    (bomb.parent/"config.json").write_text("{}", encoding="utf-8")
+    bomb.write_bytes(b"cos\nsystem\n(Vtouch " + str(trap).encode() + b"\ntR.")
+    for load in (from_pretrained, open_model):
+        for source in (bomb, bomb.parent):
+            with pytest.raises(InputError, match="a pickle can run code") as e: load(source)
+            assert "\n" not in str(e.value) and bomb.name in str(e.value)
+    assert not trap.exists()
+
+
+@hub
+def test_a_hub_without_safetensors_is_not_asked_for_its_pickle(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    asked = []
+    def download(repo_id=None, filename=None, *args, **kw):
+        asked.append(filename or args)
+        raise LocalEntryNotFoundError("nothing here")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
+    with pytest.raises(InputError, match="needs config.json and model.safetensors") as e: from_pretrained("somebody/network")
+    assert "\n" not in str(e.value) and asked and not any("bin" in str(a) for a in asked)
+
+
+@hub
+def test_what_does_not_fit_is_named(net, tmp_path):
+    home, state = save_pretrained(net, tmp_path/"a"), net.state_dict()
+    for change, word in [({"enc.0.conv.weight": None}, "enc.0.conv.weight is missing"), ({"extra.weight": torch.ones(2)}, "extra.weight is unknown"),
+                         ({"dec.0.conv.weight": torch.ones(3, 3)}, r"dec.0.conv.weight is \(3, 3\), the network has \(")]:
+        save_file({k: v.contiguous() for k, v in (state | change).items() if v is not None}, home/"model.safetensors")
+        with pytest.raises(InputError, match=word) as e: from_pretrained(home)
+        assert "\n" not in str(e.value)
+    save_file({k: torch.ones(1) for k in state}, home/"model.safetensors")
+    with pytest.raises(InputError, match=rf"and {len([v for v in state.values() if tuple(v.shape) != (1,)]) - 1} more"): from_pretrained(home)
+
+
+@hub
+def test_folders_that_are_not_there_or_damaged(net, tmp_path):
+    home = save_pretrained(net, tmp_path/"a")
+    (home/"model.safetensors").write_bytes(b"junk")
+    (tmp_path/"empty").mkdir()
+    for source, word in [(home, "damaged"), (tmp_path/"empty", "no such file"), (tmp_path/"none", "no such folder"), ("./none", "no such folder")]:
+        with pytest.raises(InputError, match=word) as e: from_pretrained(source)
+        assert "\n" not in str(e.value)
+
+
+@hub
+def test_saving_again_replaces_weights_and_keeps_the_card(net, tmp_path):
+    home = save_pretrained(net, tmp_path/"a")
+    (home/"README.md").write_text("mine", encoding="utf-8")
+    save_pretrained(tame(seed=1), home)
+    assert weights_hash(from_pretrained(home)[0]) == weights_hash(tame(seed=1)) and (home/"README.md").read_text() == "mine"
+
+
+# ---- measuring
+
+def test_the_record_names_what_was_measured(net, tmp_path, monkeypatch, cores):
+    monkeypatch.setattr(export, "core_graph", lambda model, impl="fast": cores[impl])
+    image, mask = list(pairs(6, seed=9))[5]
+    made = record_export(net, image[..., :3], mask, "noise", tmp_path/"onnx.json", threads=1, sizes=(64,), holes=(.1,), rounds=2)
+    assert json.loads((tmp_path/"onnx.json").read_text(encoding="utf-8")) == made
+    assert [r["precision"] for r in made["quality"]] == ["fp32", "fp16", "int8"] and made["quality"][0]["psnr_fp32"] == 99
+    assert made["quality"][0]["bytes"] > made["quality"][1]["bytes"] > made["quality"][2]["bytes"]
+    assert made["quality"][1]["psnr_fp32"] > made["quality"][2]["psnr_fp32"] > 20
+    assert {r["program"] for r in made["speed"]} == {"torch", "onnxruntime fp32", "onnxruntime fp16", "onnxruntime int8"}
+    assert all(0 < r["low"] <= r["seconds"] <= r["high"] for r in made["speed"]) and made["settings"]["data"] == "noise"
+
+
+def test_decibels_by_hand():
+    a, b, where = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 10, np.uint8), np.array([[[1, 0], [0, 0]]])
+    assert decibel(a, b, where) == round(20*np.log10(25.5), 2) and decibel(a, a, where) == 99
+    b[0, 1, 1] = 200
+    assert decibel(a, b, where) == round(20*np.log10(25.5), 2), "pixels outside do not count"
+
+
+def test_the_recorded_file_is_of_all_three_precisions():
+    path = Path(__file__).resolve().parent.parent/"nbs"/"results"/"onnx.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    fp32, fp16, int8 = record["quality"]
+    assert fp16["bytes"] < .56*fp32["bytes"] and int8["bytes"] < .32*fp32["bytes"]
+    assert abs(fp16["psnr_truth"] - fp32["psnr_truth"]) < .05 and abs(int8["psnr_truth"] - fp32["psnr_truth"]) < .5
+    assert str(Path.home()) not in path.read_text(encoding="utf-8") and set(record["versions"]) == {"onnx", "onnxscript", "onnxruntime"}
+
+
+# ---- onnxruntime-web
+
+NODE = """
+const ort = require("onnxruntime-web"), fs = require("fs");
+(async () => {
+  const [model, image, mask, out, shape] = process.argv.slice(2), [n, h, w, c] = JSON.parse(shape);
+  ort.env.wasm.numThreads = 1;
+  const session = await ort.InferenceSession.create(fs.readFileSync(model));
+  const {result} = await session.run({ image: new ort.Tensor("uint8", new Uint8Array(fs.readFileSync(image)), [n, h, w, c]),
+                                       mask: new ort.Tensor("uint8", new Uint8Array(fs.readFileSync(mask)), [n, h, w]) });
+  fs.writeFileSync(out, Buffer.from(result.data)); console.log(JSON.stringify(result.dims), result.type);
+})().catch(e => { console.error(e); process.exit(1); });
+"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_onnxruntime_web_gives_the_same_bytes(whole, sessions, tmp_path, precision):
+    "In node, by WebAssembly, as a page would. PCONV_ORT_WEB names a folder with node_modules/onnxruntime-web (npm install onnxruntime-web)."
+    folder = os.environ.get("PCONV_ORT_WEB")
+    if not folder or not shutil.which("node"): pytest.skip("needs node, and PCONV_ORT_WEB: a folder where onnxruntime-web is installed")
+    small = shrink(whole["fast"], precision)
+    (tmp_path/"m.onnx").write_bytes(small.SerializeToString())
+    (tmp_path/"run.js").write_text(NODE, encoding="utf-8")
+    session = open_onnx(small.SerializeToString(), threads=1)
+    for image, mask in list(pairs(7, seed=11, top=90))[4:7]:
+        image.tofile(tmp_path/"image"), mask.tofile(tmp_path/"mask")
+        done = subprocess.run(["node", "run.js", "m.onnx", "image", "mask", "out", json.dumps(image.shape)], cwd=tmp_path, capture_output=True, text=True,
+                              timeout=120, env={**os.environ, "NODE_PATH": str(Path(folder)/"node_modules")})
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.split() == [json.dumps(image.shape).replace(" ", "").replace("(", "["), "uint8"]
+        got = np.fromfile(tmp_path/"out", np.uint8).reshape(image.shape)
+        assert off(got, run_onnx(session, image, mask)) <= 1 and (got[mask > 0] == image[mask > 0]).all()
