@@ -1,6 +1,5 @@
 """The demo: fills, scores, sentences, and the whole command on a few tiny steps."""
 import html
-import itertools
 import math
 import re
 from dataclasses import replace
@@ -12,9 +11,10 @@ import torch
 from pconv_course import demo as D
 from pconv_course.core import InputError, compose, read_json
 from pconv_course.data import DrawnFaces
-from pconv_course.learner import hole_l1_error, psnr, ssim
+from pconv_course.evaluate import METRICS
 from pconv_course.masks import hole_ratio
-from pconv_course.train import PRESETS, Phase
+from pconv_course.pretrained import pack_weights
+from pconv_course.train import PRESETS, Phase, load_model
 
 torch.set_num_threads(1)
 TINY = replace(PRESETS["demo"], n_faces=60, n_masks=20, width=4, depth=3, size=32, bs=8, phases=(Phase(1e-3),))
@@ -30,62 +30,6 @@ def made(tmp_path_factory):
     return folder, D.demo(folder, minutes=None, n_test=9, recipe=TINY, progress=False)
 
 
-@pytest.mark.parametrize("fill", [D.mean_fill, D.telea_fill])
-@pytest.mark.parametrize("case", D.CASES)
-def test_fills_keep_known_pixels_and_ignore_the_hole(fill, case):
-    gt, m = faces(3), D.case_masks(case, 3, 48)
-    out = fill(gt, m)
-    assert out.shape == gt.shape and out.dtype == gt.dtype and torch.equal(compose(gt, out, m), out)
-    for junk in (torch.rand_like(gt), torch.full_like(gt, math.nan), torch.full_like(gt, math.inf)):
-        assert torch.equal(fill(compose(gt, junk, m), m), out)
-
-
-def test_fills_with_one_mask_for_all_and_with_no_known_pixel():
-    gt, m = faces(2), D.case_masks("comparison", 1, 48)
-    for fill in (D.mean_fill, D.telea_fill):
-        assert torch.equal(fill(gt, m), fill(gt, m.expand(2, -1, -1, -1)))
-        assert fill(gt, m*0).isfinite().all()
-
-
-def test_mean_fill_is_the_mean():
-    gt, m = faces(1), D.case_masks("large_central", 1, 48)
-    known = gt[0][:, m[0, 0] > .5]
-    torch.testing.assert_close(D.mean_fill(gt, m)[0][:, m[0, 0] < .5][:, 0], known.mean(1))
-
-
-def test_score_agrees_with_the_metrics_of_training():
-    gt, m = faces(4), D.case_masks("comparison", 4, 48)
-    out = gt + 0.1*torch.randn(gt.shape, generator=torch.Generator().manual_seed(0))
-    s = D.score(gt, out, m)
-    torch.testing.assert_close(s["ssim"], ssim(out, gt, m).item(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(s["l1_hole"], hole_l1_error(out, gt, m).item(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(s["psnr"], psnr(out, gt, m).item(), rtol=1e-5, atol=1e-4)
-
-
-def test_score_sees_the_hole_only():
-    gt, m = faces(2), D.case_masks("sparse", 2, 48)
-    assert D.score(gt, compose(torch.rand_like(gt), gt, m), m)["psnr"] == 100
-    each = D.score_each(gt, gt*0, m)
-    expect = torch.tensor([10*math.log10(1/hole_ratio(k)) for k in m], dtype=torch.float64)
-    torch.testing.assert_close(each["psnr"] - each["psnr_hole"], expect, rtol=0, atol=1e-9)
-    with pytest.raises(InputError, match="nothing to score"): D.score(gt, gt, torch.ones_like(m))
-
-
-def test_paired_is_about_the_same_pictures():
-    a = torch.tensor([10., 20, 30])
-    assert D.paired(a + 1, a) == (1., 0.)
-    assert D.paired(a[:1], a[:1])[1] == math.inf
-
-
-def test_bucket_table_covers_every_mask_once():
-    gt, m = faces(24), D.case_masks("comparison", 24, 48)
-    fills = dict(mean=D.mean_fill(gt, m), telea=D.telea_fill(gt, m))
-    rows, whole = D.bucket_table(gt, m, fills), D.evaluate(gt, m, fills)
-    assert sum(r["n"] for r in rows) == 24
-    for k, q in itertools.product(fills, D.METRICS):
-        assert math.isclose(sum(r["n"]*r["methods"][k][q] for r in rows)/24, whole["methods"][k][q], abs_tol=1e-4)
-
-
 def test_case_masks_are_the_same_again_and_of_their_kind():
     for case in D.CASES:
         a = D.case_masks(case, 6, 64, 1)
@@ -96,7 +40,7 @@ def test_case_masks_are_the_same_again_and_of_their_kind():
 
 def test_everything_is_written(made):
     folder, record = made
-    names = {"sparse.png", "large_central.png", "comparison.png", "loss_curve.png", "loss_curve.svg", "metrics.json",
+    names = {"sparse.png", "large_central.png", "comparison.png", "portrait.png", "loss_curve.png", "loss_curve.svg", "metrics.json",
              "model.safetensors", "config.json", "report.html", "log.csv", "recipe.json"}
     assert names <= {p.name for p in folder.iterdir()} and not [p for p in folder.iterdir() if p.name.startswith(".")]
     for name in names: assert (folder/name).stat().st_size > 100
@@ -105,10 +49,10 @@ def test_everything_is_written(made):
 
 def test_record_is_complete(made):
     _, record = made
-    assert set(record["cases"]) == set(D.CASES)
+    assert set(record["cases"]) == set(D.CASES) and set(record["portrait"]["psnr_hole"]) >= {"telea", "ours"}
     for row in record["cases"].values():
         assert set(row["methods"]) == set(D.METHODS) and row["n"] > 1 and row["verdict"]
-        assert all(set(s) == set(D.METRICS) and all(map(math.isfinite, s.values())) for s in row["methods"].values())
+        assert all(set(s) == set(METRICS) and all(map(math.isfinite, s.values())) for s in row["methods"].values())
     assert {k: v["what"].split()[-1] for k, v in record["metrics"].items()} == dict(psnr="picture", psnr_hole="hole", l1_hole="hole", ssim="picture")
     assert record["provenance"]["packages"]["torch"] and record["training"]["images"] > 0 and record["training"]["data"]["name"] == "drawn"
 
@@ -117,8 +61,8 @@ def test_report_stands_alone(made):
     folder, record = made
     page = (folder/"report.html").read_text(encoding="utf-8")
     assert not re.findall(r'https?:|//[a-z]|<script|<link|@import|url\(', re.sub(r'base64,[^"]*', "", page))
-    assert all(s.startswith("data:image/png;base64,") for s in re.findall(r'src="([^"]*)', page)) and page.count("<img") == 4
-    assert all(len(a) > 10 for a in re.findall(r'alt="([^"]*)"', page)) and page.count("alt=") == 4
+    assert all(s.startswith("data:image/png;base64,") for s in re.findall(r'src="([^"]*)', page)) and page.count("<img") == 5
+    assert all(len(a) > 10 for a in re.findall(r'alt="([^"]*)"', page)) and page.count("alt=") == 5
     assert "prefers-color-scheme:dark" in page and f"{record['training']['images']:,} pictures" in page
     for o in (page, (folder/"metrics.json").read_text()): assert str(folder.parent) not in o and str(Path.home()) + "/" not in o
     for row in record["cases"].values(): assert html.escape(row["verdict"][1:]) in page
@@ -127,7 +71,7 @@ def test_report_stands_alone(made):
 def test_report_escapes_names(made):
     folder, record = made
     evil = {**record, "run": "<b>run", "training": {**record["training"], "data": dict(name="<script>x", train=1)}}
-    page = D.report_page(evil, {c: b"" for c in D.CASES}, b"")
+    page = D.report_page(evil, {c: b"" for c in (*D.CASES, "portrait")}, b"")
     assert "<script" not in page and "<b>run" not in page and "&lt;script&gt;x" in page
 
 
@@ -155,12 +99,32 @@ def test_own_faces_folder(tmp_path):
     assert "faces of faces" in (tmp_path/"demo"/"report.html").read_text()
 
 
-def test_score_run_pairs_masks_with_faces(made, tmp_path):
-    from PIL import Image
-    from pconv_course.core import to_array
-    for i, m in enumerate(D.case_masks("comparison", 7, 64)): Image.fromarray(255 - to_array(m)[..., 0]).save(tmp_path/f"{i}.png")
-    record = D.score_run(made[0], "drawn", tmp_path, valid=0.1, limit=5, out=tmp_path/"r.json")
-    assert record["all"]["n"] == record["masks"]["n"] == 5 and record["size"] == 32 and read_json(tmp_path/"r.json") == record
-    assert str(tmp_path) not in (tmp_path/"r.json").read_text()
-    assert record == {**D.score_run(made[0], "drawn", tmp_path, valid=0.1, limit=5), "provenance": record["provenance"]}
-    assert D.pair_up(3, 8).bincount().tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+def test_photograph_by_shipped_weights_or_one_line(made, tmp_path, monkeypatch):
+    "With a network given, or packed in the folder of the weights, the photograph is repaired by it; without, one line says so."
+    folder, record = made
+    assert record["portrait"]["shipped"] == (D.shipped() is not None)
+    assert (html.escape(D.NONE_SHIPS) in (folder/"report.html").read_text()) != record["portrait"]["shipped"]
+    assert D.shipped(tmp_path) is None
+    model, config = load_model(folder)
+    pack_weights([folder], tmp_path, "faces")
+    net, packed = D.shipped(tmp_path)
+    seen, png = D.judge_portrait(dict(ours=(model, 32), shipped=(net, packed)))
+    assert seen["shipped"] and set(seen["psnr_hole"]) == {"telea", "ours", "shipped"} and png.startswith(b"\x89PNG")
+    assert abs(seen["psnr_hole"]["ours"] - seen["psnr_hole"]["shipped"]) < 0.1, "the same network, in 16 bits"
+    assert html.escape(D.NONE_SHIPS) not in D.portrait_section(dict(portrait=seen), png)
+    (tmp_path/"faces.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="not the file that was packed"): D.shipped(tmp_path)
+
+
+def test_photograph_keeps_its_known_pixels(made):
+    photo, m = D.portrait()
+    assert photo.shape == (3, 352, 352) and m.shape == (1, 352, 352) and 0.15 < hole_ratio(m) <= 0.25
+    for out in D.portrait_fills(photo, m, dict(ours=(load_model(made[0])[0], 32))).values():
+        assert torch.equal(compose(photo, out, m), out) and not torch.equal(out, photo) and out.isfinite().all()
+
+
+def test_without_weights_the_demo_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(D, "weights_dir", lambda: tmp_path)
+    record = D.demo(tmp_path/"demo", minutes=None, n_test=4, recipe=TINY)
+    assert capsys.readouterr().out.count(D.NONE_SHIPS) == 1 and not record["portrait"]["shipped"]
+    assert html.escape(D.NONE_SHIPS) in (tmp_path/"demo/report.html").read_text()

@@ -337,6 +337,15 @@ def test_pairs_by_name(pictures):
     with pytest.raises(InputError, match="share a name"): E.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
 
 
+def test_parts_hold_every_pair_once():
+    ratios, border = [0.005, 0.05, 0.1, 0.15, 0.59, 0.7], [0, 1, 0, 1, 0, 1]
+    parts = {(name, touch): at.tolist() for name, touch, at in E.parts_of(ratios, border)}
+    assert all(parts["all", "any"]) and parts["all", "with"] == [bool(b) for b in border]
+    assert parts["other", "any"] == [True, False, False, False, False, True] and parts["0.01 to 0.1", "any"] == [False, True, True, False, False, False]
+    assert np.sum([at for (name, touch), at in parts.items() if touch == "any" and name != "all"], 0).tolist() == [1]*6
+    assert parts["0.1 to 0.2", "without"] == [False]*6
+
+
 # Results
 
 def method(name="half", value=0.5, seen=None):
@@ -532,7 +541,8 @@ def test_lpips_of_random_weights_goes_through(pairs, tmp_path):
     "torchmetrics' own network with random weights: 0 for the truth, more for worse, stored per picture; added later it is computed later."
     from torchmetrics.functional.image.lpips import _NoTrainLpips
     torch.manual_seed(0)
-    lpips, pairs = E.lpips_of(_NoTrainLpips(net="alex", pnet_rand=True)), E.open_pairs(size=64, limit=6)
+    net = _NoTrainLpips(net="alex", pnet_rand=True)
+    lpips, pairs = E.lpips_of(net), E.open_pairs(size=64, limit=6)
     methods = [E.baseline(k, pairs) for k in ("truth", "telea", "mean")]
     E.evaluate(methods, pairs, tmp_path/"s.json", progress=False)
     count = []
@@ -542,6 +552,8 @@ def test_lpips_of_random_weights_goes_through(pairs, tmp_path):
     gt, m = pairs.batch([2])
     assert math.isclose(float(E.Results(tmp_path/"s.csv").row("telea", 2)["lpips"]), lpips(E.as_saved(E.telea_fill(gt, m)), gt).item(), rel_tol=1e-3)
     assert "LPIPS" in E.report(r)
+    comp = E.as_saved(E.telea_fill(gt, m))
+    torch.testing.assert_close(lpips(comp, gt), net(2*comp - 1, 2*gt - 1).reshape(-1), rtol=1e-5, atol=1e-8)  # it wants -1..1
 
 
 class Quarters(torch.nn.Module):
