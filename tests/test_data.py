@@ -744,7 +744,7 @@ def builder(src): return subprocess.Popen([sys.executable, "-W", "ignore", "-c",
 
 def test_two_processes_at_once_build_one_cache(ready):
     runs = [builder(ready) for _ in range(2)]
-    out = [r.communicate(timeout=120)[0].split() for r in runs]
+    out = [r.communicate(timeout=400)[0].split() for r in runs]
     assert out[0][-1] == out[1][-1] and len(out[0][-1]) == 64
     assert sorted(len(o) for o in out) == [2, 14], "one decoded twelve faces, the other waited"
     assert len(list((ready / "cache").glob("*.npy"))) == 1 and same(loaders(ready, None), loaders(ready, False))

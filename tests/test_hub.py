@@ -149,6 +149,7 @@ def kaggle(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, f"http://localhost:{server.server_port}")
     monkeypatch.setattr(clients, "CHUNK_SIZE", 5000)
+    monkeypatch.setattr(clients, "get_user_agent", lambda: "kagglehub")  # the real one looks through the whole call stack, seconds under pytest
     yield server
     server.shutdown(), server.server_close()
 
