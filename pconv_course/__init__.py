@@ -5,7 +5,7 @@ The names below can be imported from here; each is loaded from its own module wh
 __version__ = "0.1.0"
 
 _homes = dict(PartialConv2d="pconv", MaskBank="masks", face_dls="data", PConvUNet="unet", InpaintLoss="losses",
-              pconv_learner="learner", Recipe="train", load_model="train")
+              pconv_learner="learner", Recipe="train", load_model="pretrained", load_pretrained="pretrained")
 
 
 def __getattr__(name):

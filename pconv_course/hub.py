@@ -219,7 +219,7 @@ def local_source(source, src):
     if path.is_dir() != (source == "folder"): raise InputError(f"{src} is no {source}; give --source {'folder' if path.is_dir() else 'zip'}")
     return path
 
-# %% ../nbs/18_hub.ipynb #2aa2527b
+# %% ../nbs/18_hub.ipynb #19e4c855
 def ffhq(
     source,  # 'kaggle', 'hf', 'folder' or 'zip'
     out,  # folder to make, or to continue
@@ -228,8 +228,7 @@ def ffhq(
     valid=VALID,  # held out, as `split_ids` takes it
     ids=None,  # numbers to keep, such as '0-51999'; None: all
     workers=None,  # threads; None: one per core
-    progress=None,  # as in `prepare`
-    say=print,  # told what happens
+    progress=None, say=print,  # as in `prepare`; told what happens
 ) -> dict:
     "FFHQ, fetched, prepared under its official ids, split by id, and packed; repeat to go on. Returns the manifest. Raises `InputError`."
     if source not in SOURCES: raise InputError(f"--source {source} is not known; choose from {', '.join(SOURCES)}")
