@@ -623,7 +623,7 @@ def between(
     results = record['times'][mode].get(column)
     return compare(results, name, base)['ratio'] if results and {name, base} <= set(results[0]) else None
 
-# %% ../nbs/19_bench.ipynb #7bb01e77
+# %% ../nbs/19_bench.ipynb #cfb28aaa
 LAYOUTS = {'contiguous': 'fast', 'channels_last': 'fast, channels_last'}
 
 def reached(
@@ -656,9 +656,10 @@ def options(device, quick_run, mode, given):
     if quick_run: settings = quick(settings)
     return settings | {k: v for k, v in given.items() if v is not None}
 
-# %% ../nbs/19_bench.ipynb #3842d979
+# %% ../nbs/19_bench.ipynb #2beea866
 LIMITS = dict(batch=(2, 4096), size=(16, 2048), depth=(2, 9), width=(1, 512), rounds=(1, 1000), whole_rounds=(1, 1000), threads=(1, 1024))
 
+# %% ../nbs/19_bench.ipynb #76f6741a
 @call_parse
 @clean_exit("pconv_bench")
 def pconv_bench(

@@ -633,7 +633,7 @@ def panels(before, m, after, gap=8):
     white = np.full((len(before), gap, 3), 255, np.uint8)
     return np.hstack([before, white, np.repeat(255*m, 3, 2), white, after]).astype(np.uint8)
 
-# %% ../nbs/14_inpaint.ipynb #1dd62226
+# %% ../nbs/14_inpaint.ipynb #d5b05524
 def check_target(photo, mask, out, compare, overwrite):
     "Raise `InputError` if writing `out` would lose something."
     targets = [out] + [out.with_name(f"{out.stem}-compare.png")]*compare
@@ -645,6 +645,7 @@ def check_target(photo, mask, out, compare, overwrite):
         if t.exists() and not overwrite: raise InputError(f"{t} is there already; choose another name, or say --overwrite")
     return targets[-1]
 
+# %% ../nbs/14_inpaint.ipynb #0d3e460c
 def inpaint_file(
     photo, mask, out,  # paths; mask None: the hole is marked on the photo itself
     model=None,  # as for `inpaint`
@@ -739,7 +740,7 @@ def pconv_inpaint(
     codes = run_jobs(pair_files(photo, mask, o), model=open_model(model), **how)
     if codes: raise SystemExit(min(codes))
 
-# %% ../nbs/14_inpaint.ipynb #77c52a49
+# %% ../nbs/14_inpaint.ipynb #c18c3c1a
 CHILD = """
 import json, resource, sys, time
 import numpy as np
@@ -758,6 +759,7 @@ for _ in range(repeats):
 print(json.dumps(dict(seconds=seconds, windows=windows[-1], start_mib=start, peak_mib=peak(), size=model[1])))
 """
 
+# %% ../nbs/14_inpaint.ipynb #606d3d22
 def bench_case(px, hole, model=None, repeats=3, threads=2):
     "One row: a photo of `px` squared with strokes over a share `hole` of it, from file to PIL image, in a process of its own."
     rng = np.random.default_rng(0)

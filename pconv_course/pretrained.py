@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/23_pretrained.ipynb #12666187
-from fastcore.script import call_parse
+# %% ../nbs/23_pretrained.ipynb #c3268030
+from fastcore.script import Param, call_parse
 from .commands import clean_exit
 from .core import InputError, atomic_path, provenance, read_json, sha256_of, write_json
 from .fast import build_unet
@@ -83,11 +83,11 @@ def pack_weights(
     write_json(file.with_suffix(".json"), record)
     return record
 
-# %% ../nbs/23_pretrained.ipynb #23f257a0
+# %% ../nbs/23_pretrained.ipynb #478c7e02
 @call_parse
 @clean_exit("pconv_pack")
 def pconv_pack(
-    runs: list[str],  # folders of finished runs, in the order of training; the network is that of the last
+    runs: Param("folders of finished runs, in the order of training; the network is that of the last", str, nargs="+"),
     out: str = "weights",  # folder for NAME.safetensors and NAME.json
     name: str = "faces",  # of the two files
 ):
