@@ -33,7 +33,7 @@ bench: .venv/installed-runtime
 nbs: .venv/installed-dev
 	$(BIN)/nbdev_export
 	cd nbs && for nb in [0-9]*.ipynb index.ipynb; do \
-	  echo $$nb && PYTHONWARNINGS=ignore ../$(BIN)/jupyter execute --inplace $$nb || exit 1; done
+	  echo $$nb && PYTHONWARNINGS=ignore ../$(BIN)/jupyter execute --inplace --NotebookClient.store_widget_state=False $$nb || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 

@@ -6,13 +6,12 @@
 __all__ = ['LICENCE', 'Copy', 'COPIES', 'SOURCES', 'VALID', 'MASK_LICENCE', 'choose_copy', 'official_ids', 'ffhq', 'hole_colour',
            'read_masks', 'irregular_masks']
 
-# %% ../nbs/18_hub.ipynb #c4a6950f
+# %% ../nbs/18_hub.ipynb #c23a755c
 import csv
 import errno
 import importlib
 import logging
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .core import InputError, atomic_path, read_json, sha256_of, to_array, write_json
+from .core import InputError, atomic_path, read_json, sha256_of, write_json
 from .data import FaceFiles, FaceWarning, check_size, check_space, in_ranges, pixel_cache, prepare
 from .masks import BUCKETS, MaskBank, bucket_of, hole_ratio, read_mask, touches_border, valid_mask
 

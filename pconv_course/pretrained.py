@@ -6,14 +6,12 @@
 __all__ = ['LICENCE', 'load_model', 'to_half', 'run_record', 'pack_weights', 'pconv_pack', 'weights_dir', 'pretrained_info',
            'load_pretrained']
 
-# %% ../nbs/23_pretrained.ipynb #17c47246
+# %% ../nbs/23_pretrained.ipynb #e15f3c45
 import json
-import shutil
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../nbs/23_pretrained.ipynb #d589bc7c
-import torch
+# %% ../nbs/23_pretrained.ipynb #3b2b9725
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
