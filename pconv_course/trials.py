@@ -397,12 +397,14 @@ def record_plan(
                                       images=plan.images, twist=plan.twist, points=plan.points, runs=runs)
     write_json(path, record)
 
-# %% ../nbs/20_trials.ipynb #f3445764
+# %% ../nbs/20_trials.ipynb #d1fa76ce
 def two_phases(lr):
     "The paper's two phases at the rate `lr`: a seventh of the images at a quarter of it, the encoder's batch norm frozen."
     return (Phase(lr, share=6), Phase(lr/4, freeze_bn=True))
 
-def cosine(lr, end=0.): return dict(phases=(Phase(lr, schedule='cosine', lr_end=end),), warmup=50)
+def cosine(lr, end=0.):
+    "Overrides for one phase whose rate falls from `lr` to `end` by half a cosine."
+    return dict(phases=(Phase(lr, schedule='cosine', lr_end=end),), warmup=50)
 
 KEPT = dict(phases=(Phase(4e-3),), warmup=50, ema=.99)  # what was kept of the first plan
 

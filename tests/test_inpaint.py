@@ -433,15 +433,18 @@ def test_command_in_a_shell(folder):
 
 
 def test_huge_photos_stay_within_memory(tmp_path, folder):
-    "8,000 x 8,000 px with scratches and a large hole, from file to PIL image, below 2 GB in a process of its own."
+    """8,000 x 8,000 px with scratches and a large hole, from file to PIL image, below 2 GB in a process of its own.
+
+    The peak is VmHWM: ru_maxrss of a child begins with what its parent, here pytest, had."""
+    if not os.path.exists("/proc/self/status"): pytest.skip("the peak memory is read from Linux's /proc")
     big = np.full((8000, 8000, 3), 90, np.uint8)
     Image.fromarray(big).save(tmp_path/"big.png", compress_level=1)
     m = np.full((8000, 8000), 255, np.uint8)
     m[1000:1012, :4000], m[5000:6500, 3000:4500] = 0, 0
     Image.fromarray(m).save(tmp_path/"m.png", compress_level=1)
-    code = ("import resource, sys, numpy as np\nfrom pconv_course.inpaint import inpaint, open_model\nmodel = open_model('run')\n"
+    code = ("import numpy as np\nfrom pconv_course.inpaint import inpaint, open_model\nmodel = open_model('run')\n"
             "out = inpaint('big.png', 'm.png', model, hole='black', size=256)\n"
-            "print(out.size[0], (np.asarray(out.crop((0, 0, 8000, 500))) == 90).all(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)")
+            "print(out.size[0], (np.asarray(out.crop((0, 0, 8000, 500))) == 90).all(), int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])//1024)")
     r = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert r.returncode == 0, r.stderr
     width, known, peak = r.stdout.split()
