@@ -7,7 +7,8 @@ __all__ = ['CONCAT_BELOW', 'flops', 'saved_bytes', 'kernels', 'cat_conv', 'Plain
            'up_kernel', 'up_conv', 'split_conv', 'up_cat_conv', 'phase_conv', 'decoder_step', 'FastPConvUNet',
            'build_unet']
 
-# %% ../nbs/05_fast.ipynb #ce9b6ecf
+# %% ../nbs/05_fast.ipynb #58cb2b72
+from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -70,7 +71,7 @@ def _plain_convs(model):
         stage.conv = nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, bias=False)
         stage.conv.weight, stage.conv.bias, stage.act.inplace = c.weight, c.bias, True
 
-# %% ../nbs/05_fast.ipynb #684141c7
+# %% ../nbs/05_fast.ipynb #1701a037
 class PlainUNet(PConvUNet):
     "The U-Net of nn.Conv2d: same state dict, zeros in the hole, no mask after that. Base line of speed and quality."
     def __init__(self,
@@ -80,7 +81,8 @@ class PlainUNet(PConvUNet):
         super().__init__(*args, **kwargs)
         if decoder not in ('concat', 'transposed'):
             raise ValueError(f"decoder {decoder!r} is unknown; use 'concat' or 'transposed'")
-        self.config['decoder'] = decoder
+        self.decoder = decoder
+        self.config = dict(network='plain') | {k: v for k, v in self.config.items() if k != 'formula'}
         _plain_convs(self)
 
     def encode(self, x, m):
@@ -92,7 +94,7 @@ class PlainUNet(PConvUNet):
     def decode(self, encoded):
         "What `encode` returned -> features at the size of the input, and a mask of ones."
         (*feats, x), m = encoded
-        join = cat_conv if self.config['decoder'] == 'concat' else up_cat_conv
+        join = cat_conv if self.decoder == 'concat' else up_cat_conv
         for s in self.dec: x = s.act(s.bn(join(x, feats.pop(), s.conv.weight, s.conv.bias)))
         return x, torch.ones_like(m)
 
@@ -218,12 +220,17 @@ class FastPConvUNet(PConvUNet):
         for stage, (ratio, u) in zip(self.dec, plan): x = decoder_step(stage, x, feats.pop(), ratio, u)
         return x, u
 
-# %% ../nbs/05_fast.ipynb #56851405
+# %% ../nbs/05_fast.ipynb #91efb750
 def build_unet(
-    config: dict|None = None, # arguments of `PConvUNet`, such as `model.config`; None: its defaults
+    config: dict|None = None, # such as `model.config`: arguments, and `network`: 'partial', 'plain' or 'gated'; None: the defaults of `PConvUNet`
     impl: str = 'fast'        # 'fast' or 'readable': same parameters, same numbers
 ) -> nn.Module:
-    "The U-Net of this library. ValueError if `impl` is neither, or as in `PConvUNet`."
-    known = dict(fast=FastPConvUNet, readable=PConvUNet)
-    if impl not in known: raise ValueError(f"impl {impl!r} is unknown; use one of {tuple(known)}")
-    return known[impl](**config or {})
+    "A network of this library, of partial convolutions unless `config` says otherwise. ValueError for unknown words, or as in `PConvUNet`."
+    from pconv_course.networks import GatedUNet  # it builds on this module
+    known = dict(partial=(PConvUNet, FastPConvUNet), plain=(PlainUNet, partial(PlainUNet, decoder='transposed')),
+                 gated=(GatedUNet, partial(GatedUNet, decoder='transposed')))
+    args = dict(config or {})
+    network = args.pop('network', 'partial')
+    if impl not in ('fast', 'readable'): raise ValueError(f"impl {impl!r} is unknown; use 'fast' or 'readable'")
+    if network not in known: raise ValueError(f"network {network!r} is unknown; use one of {tuple(known)}")
+    return known[network][impl == 'fast'](**args)

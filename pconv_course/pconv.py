@@ -13,20 +13,20 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-# %% ../nbs/01_pconv.ipynb #c47e54de
+# %% ../nbs/01_pconv.ipynb #cc51023b
 def pconv_window(
     x: torch.Tensor,       # What one window sees, any shape; anything may stand in holes, NaN included
     m: torch.Tensor,       # Its mask, the same shape: 1 = known, 0 = hole
     w: torch.Tensor,       # The kernel, the same shape
     b = 0.,                # The bias, one number
-    formula: str = 'paper' # 'paper': times n_win/m_sum; 'v1': times 1/m_sum
+    formula: str = 'paper' # 'paper': times n_win/m_sum; 'v1': times 1/m_sum; 'raw': as it is
 ) -> torch.Tensor:         # One number
     "One value of a partial convolution: equation 1 of Liu et al. 2018, word for word."
     known = m > 0
     n_win, m_sum = m.numel(), m.sum()
     if m_sum == 0: return 0*w.sum()
     total = (x[known]*w[known]).sum()
-    return total*(n_win if formula == 'paper' else 1)/m_sum + b
+    return total*dict(paper=n_win/m_sum, v1=1/m_sum, raw=1)[formula] + b
 
 # %% ../nbs/01_pconv.ipynb #1b90a7b9
 def _pad_sides(padding, kernel_size, dilation):
@@ -36,7 +36,7 @@ def _pad_sides(padding, kernel_size, dilation):
     else: sides = [(p, p) for p in _pair(padding)]
     return (*sides[1], *sides[0])
 
-# %% ../nbs/01_pconv.ipynb #f084cf13
+# %% ../nbs/01_pconv.ipynb #64ed7f39
 def pconv_reference(
     x: torch.Tensor,                # Features (B, C, H, W)
     m: torch.Tensor,                # Mask (B, 1, H, W), or one for each channel (B, C, H, W) as in the paper
@@ -46,7 +46,7 @@ def pconv_reference(
     padding: int|tuple|str = 0,     # px of hole on each side, or 'same' or 'valid'
     dilation: int|tuple = 1,        # px
     groups: int = 1,                # As in F.conv2d
-    formula: str = 'paper'          # 'paper' or 'v1', see `pconv_window`
+    formula: str = 'paper'          # 'paper', 'v1' or 'raw', see `pconv_window`
 ) -> tuple:                         # `x_out` (B, C_out, H', W') and `m_out` (B, 1, H', W')
     "Partial convolution by its definition, one output value at a time (Liu et al. 2018, equations 1 and 2). Slow."
     (c_out, c, kh, kw), (sh, sw), (dh, dw) = weight.shape, _pair(stride), _pair(dilation)
@@ -79,17 +79,17 @@ def window_sum(
     m = m.unfold(2, dh*(kh-1) + 1, sh)[..., ::dh].sum(-1)
     return m.unfold(3, dw*(kw-1) + 1, sw)[..., ::dw].sum(-1)
 
-# %% ../nbs/01_pconv.ipynb #db1db647
-FORMULAS = ('paper', 'v1')
+# %% ../nbs/01_pconv.ipynb #55f804e8
+FORMULAS = ('paper', 'v1', 'raw')
 
 def window_ratio(
     m_sum: torch.Tensor,   # Known values in each window, channels included, (B, 1, H', W')
     n_win: int,            # Values in a whole window, channels included
-    formula: str = 'paper' # 'paper': n_win/m_sum; 'v1': 1/m_sum
+    formula: str = 'paper' # 'paper': n_win/m_sum; 'v1': 1/m_sum; 'raw': 1
 ) -> torch.Tensor:         # (B, 1, H', W') in the dtype of `m_sum`, 0 where `m_sum` is 0
-    "The factor of each window in equation 1 of Liu et al. 2018. Raises ValueError if `formula` is neither."
+    "The factor of each window in equation 1 of Liu et al. 2018. Raises ValueError if `formula` is none of these."
     if formula not in FORMULAS: raise ValueError(f"formula {formula!r} is unknown; use one of {FORMULAS}")
-    top = n_win if formula == 'paper' else 1
+    top = dict(paper=n_win, v1=1, raw=m_sum)[formula]
     return torch.where(m_sum > 0, top/m_sum.clamp(min=1), 0.)
 
 # %% ../nbs/01_pconv.ipynb #8b027f26
@@ -107,7 +107,7 @@ def _mask_pairs(x, m, in_channels):
         raise ValueError(f"the layer takes {in_channels} channels, x has {x.shape[1]}, its masks stand for {total}")
     return pairs
 
-# %% ../nbs/01_pconv.ipynb #16217196
+# %% ../nbs/01_pconv.ipynb #94b5464b
 def partial_conv2d(
     x: torch.Tensor,                # Features (B, C, H, W); anything may stand in holes, NaN and inf included
     m,                              # Mask (B, 1, H, W) or (1, 1, H, W), 1 = known; or a list of (mask, channels)
@@ -117,7 +117,7 @@ def partial_conv2d(
     padding: int|tuple|str = 0,     # px of hole on each side, or 'same' or 'valid'
     dilation: int|tuple = 1,        # px
     groups: int = 1,                # As in F.conv2d; more than one needs a single mask
-    formula: str = 'paper'          # 'paper' or 'v1', see `window_ratio`
+    formula: str = 'paper'          # 'paper', 'v1' or 'raw', see `window_ratio`
 ) -> tuple:                         # `x_out` (B, C_out, H', W') and `m_out` (B, 1, H', W') in the mask's dtype
     "Partial convolution (Liu et al. 2018, equations 1 and 2). Raises ValueError if shapes don't fit; values: `check_mask`."
     pairs = _mask_pairs(x, m, weight.shape[1]*groups)
@@ -130,7 +130,7 @@ def partial_conv2d(
     if bias is not None: y = y + bias.to(y.dtype)[:, None, None]*known
     return y, known.to(pairs[0][0].dtype)
 
-# %% ../nbs/01_pconv.ipynb #41b7ac2d
+# %% ../nbs/01_pconv.ipynb #e449b6b3
 class PartialConv2d(nn.Conv2d):
     "A convolution over the known pixels, which also says what is known after it. Errors: see `partial_conv2d`."
     def __init__(self,
@@ -144,7 +144,7 @@ class PartialConv2d(nn.Conv2d):
         bias: bool = True,           # As in nn.Conv2d
         padding_mode: str = 'zeros', # Nothing else: padding is hole
         device=None, dtype=None,     # As in nn.Conv2d
-        *, formula: str = 'paper'):  # 'paper' or 'v1', see `window_ratio`
+        *, formula: str = 'paper'):  # 'paper', 'v1' or 'raw', see `window_ratio`
         if padding_mode != 'zeros': raise ValueError(f"padding_mode is {padding_mode!r}, but padding is hole; leave it 'zeros'")
         if formula not in FORMULAS: raise ValueError(f"formula {formula!r} is unknown; use one of {FORMULAS}")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,

@@ -24,13 +24,14 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../nbs/08_train.ipynb #c1e60c89
+# %% ../nbs/08_train.ipynb #93aa4769
 from .core import InputError, atomic_path, markdown_table, provenance, read_json, sha256_of, write_json
 from .data import face_dls
 from .fast import build_unet
 from .learner import pconv_learner
 from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights, open_features
 from .masks import MaskBank
+from .pconv import FORMULAS
 from .pretrained import load_model
 from .parallel import in_team, part_of, parts_callbacks, team_of
 from .runs import (ELSEWHERE, BudgetCallback, CheckpointCallback, Position, PositionCallback, Run, RunCallback, RunLog,
@@ -48,7 +49,7 @@ class Phase:
     schedule: str = 'constant'  # 'constant', or 'cosine': half a cosine from `lr` down to `lr_end`
     lr_end: float = 0.  # where a cosine ends
 
-# %% ../nbs/08_train.ipynb #5d6de994
+# %% ../nbs/08_train.ipynb #bc84b253
 @dataclass(frozen=True)
 class Task:
     "The first part of a `Recipe`: what a run looks at, and what it trains."
@@ -62,9 +63,9 @@ class Task:
     hole_ratio: tuple = (0.01, 0.6)  # smallest and largest part of the picture that a hole covers
     depth: int = 5  # stages of the U-Net
     width: int = 32  # channels of its first stage
-    formula: str = 'paper'  # 'paper' or 'v1', see `PartialConv2d`
+    formula: str = 'paper'  # 'paper', 'v1' or 'raw', see `PartialConv2d`
 
-# %% ../nbs/08_train.ipynb #8c843023
+# %% ../nbs/08_train.ipynb #15c69bd4
 @dataclass(frozen=True)
 class Recipe(Task):
     "Everything that decides what a run computes. Raises `InputError` for values that nothing can be trained with."
@@ -77,6 +78,7 @@ class Recipe(Task):
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
+    network: str = 'partial'  # 'partial', 'plain' (chapter 05) or 'gated' (chapter 25): what its convolutions make of a hole
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
@@ -86,9 +88,10 @@ class Recipe(Task):
     seed: int = 0  # of weights, order, flips and masks
     def __post_init__(self): normalise(self)
 
-# %% ../nbs/08_train.ipynb #e40e378d
+# %% ../nbs/08_train.ipynb #b39d4f1e
 WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, warmup=0, min_steps=1, seed=0)
-CHOICES = dict(formula=('paper', 'v1'), per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'), channels_last=(True, False))
+CHOICES = dict(formula=FORMULAS, per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'),
+               network=('partial', 'plain', 'gated'), channels_last=(True, False))
 
 def whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"
@@ -103,7 +106,7 @@ def uses_features(recipe):
     "Does a loss term with a weight compare features?"
     return any(recipe.weights[k] for k in FEATURE_TERMS)
 
-# %% ../nbs/08_train.ipynb #22a05aff
+# %% ../nbs/08_train.ipynb #5b02fd37
 def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
     for k, low in WHOLE.items():
@@ -118,6 +121,7 @@ def complaints(r):
         if not whole(p.epochs, 1): yield f"phase {i} has epochs={p.epochs!r}: give a whole number of 1 or more"
     if whole(r.bs, 1) and whole(r.accumulate, 1) and r.bs % r.accumulate: yield f"accumulate={r.accumulate}: a batch of {r.bs} cannot be cut into so many equal pieces"
     if not r.phases: yield "no phases: give at least one"
+    if r.network != 'partial' and r.formula != 'paper': yield f"formula={r.formula!r} is for partial convolutions, and network={r.network!r} has none: leave it 'paper'"
     if not 0 <= r.ema < 1: yield f"ema={r.ema!r}: give a decay such as 0.999, or 0 for none"
     if r.chunk is not None and r.chunk != 'auto' and not whole(r.chunk, 1): yield f"chunk={r.chunk!r}: give images at a time, 1 or more, or 'auto'"
     if len(r.hole_ratio) != 2 or not 0 < r.hole_ratio[0] < r.hole_ratio[1] < 1: yield f"hole_ratio={r.hole_ratio}: give two numbers with 0 < low < high < 1"
@@ -307,7 +311,7 @@ def recipe_learner(
     learn.create_opt()
     return learn
 
-# %% ../nbs/08_train.ipynb #d3dc5a65
+# %% ../nbs/08_train.ipynb #b8f82745
 def recipe_loss(r):
     "The loss of the recipe `r`; features are opened only if a term needs them."
     features = open_features(r.features) if uses_features(r) else None
@@ -324,14 +328,15 @@ def recipe_model(r):
     if r.bs == 1 and 2**r.depth >= r.size: raise InputError(f'recipe {r.name!r}: bs=1 leaves batch norm one value per channel; give bs of 2 or more')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
-        net = build_unet(dict(depth=r.depth, width=r.width, formula=r.formula), r.impl)
+        net = build_unet(dict(depth=r.depth, width=r.width, **(dict(formula=r.formula) if r.network == 'partial' else dict(network=r.network))), r.impl)
     return net.to(memory_format=torch.channels_last if r.channels_last else torch.contiguous_format)
 
-# %% ../nbs/08_train.ipynb #0b89f94c
+# %% ../nbs/08_train.ipynb #a4be59fb
 def begin_from(net, path):
     "Load the weights of the file or run `path` into `net`; what they were, for the record. Raises `InputError` if the networks differ."
     other, config = load_model(path)
-    differ = [f'{k} {v}, here {net.config[k]}' for k, v in config['model'].items() if net.config.get(k) != v]
+    theirs, ours = (dict(network='partial') | c for c in (config['model'], net.config))
+    differ = [f"{k} {theirs.get(k, '-')}, here {ours.get(k, '-')}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
     if differ: raise InputError(f"start={str(path)!r} is a network of another shape ({'; '.join(differ)}); start from one like the recipe's")
     net.load_state_dict(other.state_dict())
     path = Path(path).expanduser()
