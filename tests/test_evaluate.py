@@ -247,10 +247,94 @@ def test_depth_profile_is_the_error_by_distance():
     assert len(E.DEPTH_COLUMNS) == len(E.DEPTHS) + 1
 
 
+def test_density_profile_is_the_error_by_the_share_of_hole_around():
+    for name, _, gt, hole in cases():
+        side, dense = 25, np.zeros(hole.shape)
+        for y, x in zip(*hole.nonzero()):
+            window = hole[max(y - side//2, 0):y + side//2 + 1, max(x - side//2, 0):x + side//2 + 1]
+            dense[y, x] = 100*window.mean()
+        np.testing.assert_allclose(E.hole_density(hole)[hole], dense[hole], atol=1e-9)
+        profile = E.density_profile(gt*0, np.repeat(dense[..., None]/100, 3, 2), hole)
+        for got, lo, hi in zip(profile, (0, *E.DENSITIES), (*E.DENSITIES, 100)):
+            inside = dense[hole & (dense.round(6) > lo) & (dense.round(6) <= hi)]
+            assert math.isclose(got, inside.mean()/100) if len(inside) else math.isnan(got)
+        if name == "rect": assert math.isnan(profile[0]) and profile[4] > 0.8  # a block is dense everywhere
+    assert len(E.DENSITY_COLUMNS) == len(E.DENSITIES) + 1
+
+
+def test_density_tells_a_crowd_of_lines_from_a_line():
+    hole = np.zeros((96, 96), bool)
+    hole[:, 20], hole[:, 60:90:2] = True, True
+    worse_in_the_crowd = np.where((np.arange(96) > 50)[None, :, None], 0.4, 0.1)*np.ones((96, 96, 3))
+    profile = E.density_profile(worse_in_the_crowd*0, worse_in_the_crowd, hole)
+    assert math.isclose(profile[0], 0.1) and math.isclose(profile[2], 0.4) and np.isnan(profile[3:]).all()
+    depth = E.depth_profile(worse_in_the_crowd*0, worse_in_the_crowd, hole)
+    assert 0.1 < depth[0] < 0.4 and np.isnan(depth[1:]).all()  # every pixel is at depth 1
+
+
+def spot(y, x, s, size=96): return np.exp(-((np.mgrid[:size, :size] - np.array([y, x])[:, None, None])**2).sum(0)/(2*s**2))[..., None]
+
+
+def test_a_blob_is_found_where_specks_and_tint_see_nothing():
+    rng = np.random.default_rng(2)
+    for name, _, gt, hole in cases():
+        assert E.blobs(gt, gt, hole) == 0 and E.blobs(gt, np.where(hole[..., None], gt, 0), hole) == 0
+        if name not in ("blob", "rect"): continue
+        base = gt*.5 + .25  # away from the ends of the range, so that nothing is clipped
+        y, x = np.argwhere(hole).mean(0)
+        blob = put(base, hole, base + spot(y - 8, x - 8, 6)*[-.15, .1, -.15] + spot(y + 8, x + 8, 6)*[.15, -.1, .15])
+        tint, grain = put(base, hole, base + [-.05, .03, -.05]), put(base, hole, base + rng.choice([-1, 1], hole.shape)[..., None]*[.15, -.1, .15])
+        found = {k: E.blobs(base, v, hole) for k, v in dict(blob=blob, tint=tint, grain=grain).items()}
+        assert found["blob"] > 3 and found["tint"] < found["blob"]/5 and found["grain"] < found["blob"]/2, (name, found)
+        assert E.specks(blob, hole) <= E.specks(base, hole) + 1 and E.colour_mismatch(base, blob, hole)[1] < 4
+        assert math.isclose(E.blobs(base, base + (blob - base)/2, hole), found["blob"]/2, rel_tol=0.2)
+
+
+def test_detail_of_the_truth_of_blur_and_of_other_places():
+    for _, i, gt, hole in cases():
+        assert math.isclose(E.detail(gt, gt, hole), 1) and math.isclose(E.detail(gt, gt*0.9, hole), 1, abs_tol=0.02)
+        assert E.detail(gt, gt*0 + .5, hole) == 0 and E.detail(gt, 1 - gt, hole) < -.8
+        assert E.detail(gt, np.where(hole[..., None], gt, 0), hole) == 1 or math.isclose(E.detail(gt, np.where(hole[..., None], gt, 0), hole), 1)
+        blurred = E.detail(gt, cv_blur(gt), hole)
+        shuffled = gt.copy()
+        shuffled[hole] = np.random.default_rng(i).permutation(gt[hole])
+        assert abs(E.detail(gt, shuffled, hole)) < 0.15 and E.detail(gt, shuffled, hole) < blurred < 0.95
+    assert math.isnan(E.detail(gt*0 + .3, gt, hole)) and math.isnan(E.detail(gt, gt, np.eye(96, dtype=bool) & (np.arange(96) < 9)))
+
+
+def test_texture_profile_sorts_by_the_truth():
+    gt, hole = np.full((40, 40, 3), .5), np.ones((40, 40), bool)
+    gt[:, 20:] += .45*np.where(np.indices((40, 20)).sum(0) % 2, -1, 1)[..., None]
+    comp = gt + np.where((np.arange(40) < 20)[None, :, None], .01, .04)
+    profile = E.texture_profile(gt, comp, hole)
+    assert math.isclose(profile[0], .01) and np.isnan(profile[1:3]).all() and .03 < profile[3] <= .04
+    assert E.texture(gt)[:, :18].max() < 1e-6 and np.allclose(E.texture(gt)[5:35, 25:35], 45, atol=0.1)
+
+
+def test_records_of_before_the_profiles_are_still_shown(pairs, tmp_path):
+    r = E.evaluate([E.baseline(k, pairs) for k in ("telea", "mean", "truth")], pairs, tmp_path/"s.json", progress=False)
+    new = ("blobs", "detail", *E.DENSITY_COLUMNS, *E.TEXTURE_COLUMNS)
+    assert all(set(o["methods"]["mean"]) & set(E.PROFILES) for o in r["rows"] if o["border"] == "any")
+    assert not any(set(o[k]["mean"]) & set(E.PROFILES) for o in r["rows"] if o["border"] != "any" for k in ("methods", "against"))
+    old = json.loads(json.dumps(r))
+    for o in old["rows"]:
+        for v in (*o["methods"].values(), *o["against"].values()):
+            for k in new: v.pop(k, None)
+    for k in ("blobs", "detail"): del old["columns"][k]
+    assert "blobs" in E.report(r) and "blobs" not in E.report(old) and len(E.report(old)) > 500
+    E.record_figure(old)
+
+
+def test_a_csv_of_other_columns_is_refused(pairs, tmp_path):
+    (tmp_path/"s.csv").write_text(",".join((*E.KEYS, *E.METRICS, "lpips")) + "\n")
+    with pytest.raises(InputError, match="is not a table of this command; choose another --out"):
+        E.evaluate([E.baseline("telea")], pairs, tmp_path/"s.json", progress=False)
+
+
 def test_measure_has_every_column_and_sees_the_hole_only():
     gt, m = faces(1, 64)[0], torch.from_numpy(stroke_mask(np.random.default_rng(3), 64)).float()[None]
     clean = E.measure(gt, gt, m)
-    assert set(clean) == {*E.MEASURES, *E.DEPTH_COLUMNS} and clean["colour"] == clean["tint"] == clean["depth_1"] == 0
+    assert set(clean) == {*E.MEASURES, *E.PROFILES} and clean["colour"] == clean["tint"] == clean["depth_1"] == 0
     assert {*E.METRICS, *clean, "lpips"} == set(E.COLUMNS)
 
 
@@ -368,7 +452,7 @@ def test_record_has_the_plain_means_and_no_path(pairs, tmp_path):
     assert sum(o["n"] for o in r["rows"] if o["border"] == "any" and o["part"] != "all") == 20
     assert all(E.row_of(r, o["part"])["n"] == sum(q["n"] for q in r["rows"] if q["part"] == o["part"] and q["border"] != "any") for o in r["rows"])
     assert {p.name for p in tmp_path.iterdir()} == {"s.json", "s.csv", "s.md", "s.png"}
-    assert len((tmp_path/"s.json").read_text().splitlines()) < 3000
+    assert len((tmp_path/"s.json").read_text().splitlines()) < 4000
 
 
 def test_tables_are_complete(pairs, tmp_path):
