@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'RGB_TO_XYZ', 'DEPTHS', 'DENSITIES', 'TEXTURES', 'MEASURES', 'DEPTH_COLUMNS', 'DENSITY_COLUMNS',
-           'TEXTURE_COLUMNS', 'PROFILES', 'COLUMNS', 'ABOUT', 'BASELINES', 'KEYS', 'LPIPS_WEIGHTS', 'FID_WEIGHTS',
-           'mean_fill', 'telea_fill', 'ns_fill', 'biharmonic_fill', 'score_each', 'score', 'as_saved', 'lab',
-           'mean_hue', 'ciede2000', 'colour_mismatch', 'neighbours', 'seam', 'speck_map', 'specks', 'smooth_inside',
-           'blobs', 'symmetry', 'detail', 'by_class', 'depth_profile', 'hole_density', 'density_profile', 'texture',
-           'texture_profile', 'measure', 'paired', 'score_row', 'bucket_table', 'bootstrap', 'pair_up', 'mask_order',
-           'list_hash', 'Pairs', 'held_out_faces', 'open_masks', 'stem', 'same_names', 'open_pairs', 'Method',
-           'baseline', 'named', 'weights_hash', 'model_method', 'network', 'save_pairs', 'outputs', 'text_of',
-           'Results', 'csv_line', 'fill_pairs', 'score_pairs', 'missing', 'counting', 'run_methods', 'parts_of',
-           'summarise', 'record_of', 'row_of', 'method_rows', 'bucket_rows', 'text_table', 'report', 'difference_panel',
-           'record_figure', 'compact', 'write_record', 'evaluate', 'join', 'hub_file', 'lpips_of', 'open_lpips',
-           'open_inception', 'set_distances', 'words', 'default_size', 'pconv_evaluate']
+           'SPECK_COLUMNS', 'TEXTURE_COLUMNS', 'PROFILES', 'COLUMNS', 'ABOUT', 'BASELINES', 'KEYS', 'LPIPS_WEIGHTS',
+           'FID_WEIGHTS', 'mean_fill', 'telea_fill', 'ns_fill', 'biharmonic_fill', 'score_each', 'score', 'as_saved',
+           'lab', 'mean_hue', 'ciede2000', 'colour_mismatch', 'neighbours', 'seam', 'speck_map', 'specks',
+           'smooth_inside', 'blobs', 'symmetry', 'detail', 'by_class', 'depth_profile', 'hole_density',
+           'density_profile', 'speck_profile', 'texture', 'texture_profile', 'measure', 'paired', 'score_row',
+           'bucket_table', 'bootstrap', 'pair_up', 'mask_order', 'list_hash', 'Pairs', 'held_out_faces', 'open_masks',
+           'stem', 'same_names', 'open_pairs', 'Method', 'baseline', 'named', 'weights_hash', 'model_method', 'network',
+           'save_pairs', 'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs', 'missing',
+           'counting', 'run_methods', 'parts_of', 'summarise', 'record_of', 'row_of', 'method_rows', 'bucket_rows',
+           'text_table', 'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join',
+           'hub_file', 'lpips_of', 'open_lpips', 'open_inception', 'set_distances', 'words', 'default_size',
+           'pconv_evaluate']
 
 # %% ../nbs/09_evaluate.ipynb #3086131e
 import csv
@@ -285,6 +286,11 @@ def density_profile(
     "Mean absolute error of the hole's pixels in each class of density, up to `DENSITIES` percent and beyond; NaN for an empty class."
     return by_class(np.abs(comp - gt).mean(-1), np.searchsorted(DENSITIES, hole_density(hole).round(6)), hole, len(DENSITIES) + 1)
 
+# %% ../nbs/09_evaluate.ipynb #289bf55d
+def speck_profile(comp, hole) -> list:
+    "Percent of the hole's pixels that are specks (`speck_map`), in each class of density; NaN for an empty class."
+    return by_class(100*speck_map(comp, hole), np.searchsorted(DENSITIES, hole_density(hole).round(6)), hole, len(DENSITIES) + 1)
+
 # %% ../nbs/09_evaluate.ipynb #2bb8e915
 TEXTURES = (2, 5, 10)  # percent of the range
 
@@ -303,19 +309,20 @@ def texture_profile(
     "Mean absolute error of the hole's pixels in each class of `texture` of the truth, up to `TEXTURES` and beyond; NaN for an empty class."
     return by_class(np.abs(comp - gt).mean(-1), np.searchsorted(TEXTURES, texture(gt)), hole, len(TEXTURES) + 1)
 
-# %% ../nbs/09_evaluate.ipynb #357c82a3
+# %% ../nbs/09_evaluate.ipynb #ae2bab2e
 MEASURES = dict(  # as `METRICS`; None: best where the truth is
     colour=("colour mismatch", "ΔE00", False, 2), tint=("tint", "ΔE00", False, 2), seam=("seam", "1: none", None, 2),
     specks=("specks", "% of hole", None, 3), blobs=("blobs", "a*, b*", False, 2), symmetry=("left-right agreement", "-1 to 1", None, 3),
     detail=("agreement of details", "-1 to 1", True, 3))
 DEPTH_COLUMNS = (*(f"depth_{d}" for d in DEPTHS), "depth_more")
 DENSITY_COLUMNS = (*(f"density_{d}" for d in DENSITIES), "density_more")
+SPECK_COLUMNS = tuple(k.replace("density", "specks") for k in DENSITY_COLUMNS)
 TEXTURE_COLUMNS = (*(f"texture_{d}" for d in TEXTURES), "texture_more")
-PROFILES = (*DEPTH_COLUMNS, *DENSITY_COLUMNS, *TEXTURE_COLUMNS)
+PROFILES = (*DEPTH_COLUMNS, *DENSITY_COLUMNS, *SPECK_COLUMNS, *TEXTURE_COLUMNS)
 COLUMNS = (*METRICS, *MEASURES, *PROFILES, "lpips")
 ABOUT = METRICS | MEASURES | dict(lpips=("LPIPS", "", False, 4))
 
-# %% ../nbs/09_evaluate.ipynb #fdfe0fde
+# %% ../nbs/09_evaluate.ipynb #b79d7eb8
 def measure(
     gt, comp,  # (3,H,W) tensors in [0,1]
     m,  # (1,H,W), 1 = known
@@ -323,7 +330,7 @@ def measure(
     "The measures of one finished picture."
     gt, comp = (o.permute(1, 2, 0).double().cpu().numpy() for o in (gt, comp))
     hole = (m[0] < 0.5).cpu().numpy()
-    profiles = [*depth_profile(gt, comp, hole), *density_profile(gt, comp, hole), *texture_profile(gt, comp, hole)]
+    profiles = [*depth_profile(gt, comp, hole), *density_profile(gt, comp, hole), *speck_profile(comp, hole), *texture_profile(gt, comp, hole)]
     return dict(zip(("colour", "tint"), colour_mismatch(gt, comp, hole)), seam=seam(comp, hole), specks=specks(comp, hole), blobs=blobs(gt, comp, hole),
                 symmetry=symmetry(comp, hole), detail=detail(gt, comp, hole), **dict(zip(PROFILES, profiles)))
 

@@ -272,6 +272,17 @@ def test_density_tells_a_crowd_of_lines_from_a_line():
     assert 0.1 < depth[0] < 0.4 and np.isnan(depth[1:]).all()  # every pixel is at depth 1
 
 
+def test_specks_by_density_add_up_and_are_where_they_were_put():
+    for _, _, gt, hole in cases():
+        comp, dense = gt*0 + .5, E.hole_density(hole)
+        comp[hole & (dense > 60) & (np.indices(hole.shape).sum(0) % 5 == 0)] = (1, 0, 0)
+        profile = E.speck_profile(comp, hole)
+        n = [(hole & (dense.round(6) > lo) & (dense.round(6) <= hi)).sum() for lo, hi in zip((0, *E.DENSITIES), (*E.DENSITIES, 100))]
+        assert math.isclose(np.nansum(np.nan_to_num(profile)*n)/hole.sum(), E.specks(comp, hole), abs_tol=1e-9)
+        assert all(p == 0 or math.isnan(p) for p in profile[:3]) and (math.isnan(profile[4]) or profile[4] > 5)
+    assert len(E.SPECK_COLUMNS) == len(E.DENSITY_COLUMNS)
+
+
 def spot(y, x, s, size=96): return np.exp(-((np.mgrid[:size, :size] - np.array([y, x])[:, None, None])**2).sum(0)/(2*s**2))[..., None]
 
 
@@ -313,7 +324,7 @@ def test_texture_profile_sorts_by_the_truth():
 
 def test_records_of_before_the_profiles_are_still_shown(pairs, tmp_path):
     r = E.evaluate([E.baseline(k, pairs) for k in ("telea", "mean", "truth")], pairs, tmp_path/"s.json", progress=False)
-    new = ("blobs", "detail", *E.DENSITY_COLUMNS, *E.TEXTURE_COLUMNS)
+    new = ("blobs", "detail", *E.DENSITY_COLUMNS, *E.SPECK_COLUMNS, *E.TEXTURE_COLUMNS)
     assert all(set(o["methods"]["mean"]) & set(E.PROFILES) for o in r["rows"] if o["border"] == "any")
     assert not any(set(o[k]["mean"]) & set(E.PROFILES) for o in r["rows"] if o["border"] != "any" for k in ("methods", "against"))
     old = json.loads(json.dumps(r))
