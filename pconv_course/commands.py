@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'NUMBERS', 'UsageError', 'is_memory', 'one_line', 'is_input', 'exit_code', 'clean_exit', 'check_number',
-           'pconv_data', 'pconv_train', 'pconv_demo']
+           'pconv_data', 'pconv_train', 'pconv_demo', 'pconv_trials', 'MissingPackage', 'need', 'pconv_app']
 
-# %% ../nbs/15_commands.ipynb #aa04c8aa
+# %% ../nbs/15_commands.ipynb #e7ce3074
 import argparse
+import importlib
 import math
 import os
 import re
@@ -230,3 +231,52 @@ def pconv_demo(
     print(f"\n{text_table(record['cases'])}\n")
     for case in record["cases"].values(): print(f"{case['title']}: {case['verdict']}")
     print(f"\n{record['total_minutes']:.1f} minutes in all. Open {os.path.join(out, 'report.html')}")
+
+# %% ../nbs/15_commands.ipynb #45f557eb
+@call_parse
+@clean_exit("pconv_trials")
+def pconv_trials(
+    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes) or loss (the six terms and cheaper ones)
+    data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
+    out: str = "runs/trials",  # folder of the finished trials; run the same command again to go on after an interruption
+    record: str = None,  # JSON file for the record of the plan, such as trials.json; the table alone when absent
+    features: str = "random",  # for the perceptual and style terms: vgg16, random, or a state-dict file
+    images: int = None,  # faces that each trial sees, 64 or more; the plan's number when absent
+    seeds: int = None,  # trials of each variant, 1 to 100; the plan's number when absent
+    only: str = None,  # names of variants, separated by ';'; all when absent
+):
+    "Compare ways to train: same faces, same holes, same held-out pairs; what is finished is not run again."
+    check_number("images", images, 64, 10**9, "faces")
+    check_number("seeds", seeds, 1, 100)
+    _wait_politely()
+    from pconv_course.trials import run_trials, trial_table
+    print(trial_table(run_trials(plan, data, out, record, features, images, seeds, only and [o.strip() for o in only.split(";")])))
+
+# %% ../nbs/15_commands.ipynb #020d67a9
+class MissingPackage(UsageError, ImportError):
+    "A package of an extra is not installed."
+
+def need(
+    *names,  # modules that an extra brings
+    extra,  # which one, as in pip install 'pconv_course[extra]'
+) -> list:
+    "The modules, imported. Raises `MissingPackage` that says how to get them."
+    try: return [importlib.import_module(n) for n in names]
+    except ImportError as e: raise MissingPackage(f"{e.name or e} is missing; install it: pip install 'pconv_course[{extra}]'") from None
+
+# %% ../nbs/15_commands.ipynb #8c225867
+@call_parse
+@clean_exit("pconv_app")
+def pconv_app(
+    photo: Param("photo to open; a drawn face when absent, others can be opened in the page", str, nargs="?") = None,
+    model: str = None,  # a run's folder or its model.safetensors; the network that comes with the package when absent
+    port: int = 8866,  # the page is at http://localhost:PORT
+    no_browser: bool = False,  # only serve the page?
+):
+    "Draw holes on a photo and fill them, in the browser. Ctrl-C ends it."
+    check_number("port", port, 1, 65535)
+    for name in (photo, model):
+        if name and not os.path.exists(os.path.expanduser(name)): raise UsageError(f"{name}: no such file; check the path")
+    need("anywidget", "voila", extra="app")
+    from pconv_course.widget import open_app
+    open_app(photo, model, port, no_browser)

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['STATIC', 'HELP', 'RANDOM', 'DEEDS', 'APP', 'png', 'from_png', 'hole_png', 'hole_from_png', 'view_of', 'js_part',
            'Canvas', 'State', 'History', 'random_hole', 'button', 'controls', 'InpaintWidget', 'open_photo', 'app',
-           'write_app', 'pconv_app', 'serve']
+           'write_app', 'open_app', 'serve']
 
-# %% ../nbs/22_widget.ipynb #003209b6
+# %% ../nbs/22_widget.ipynb #e83599cf
 import html
-import importlib.util
 import io
 import json
 import os
@@ -21,19 +20,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/22_widget.ipynb #ed5f26ab
+# %% ../nbs/22_widget.ipynb #65ab87e6
+from .commands import UsageError, need, one_line
+from .core import InputError
+from .masks import central_mask, resize_nearest, sparse_mask, stroke_mask
+
+# %% ../nbs/22_widget.ipynb #9a0763b8
+need("anywidget", extra="app")
+
+# %% ../nbs/22_widget.ipynb #d38ace86
 import anywidget
 import ipywidgets as widgets
 import numpy as np
 import traitlets
 from fastcore.basics import patch
-from fastcore.script import Param, call_parse
 from PIL import Image, ImageOps
-
-# %% ../nbs/22_widget.ipynb #8522e944
-from .commands import UsageError, clean_exit, one_line
-from .core import InputError
-from .masks import central_mask, resize_nearest, sparse_mask, stroke_mask
 
 # %% ../nbs/22_widget.ipynb #dd0661af
 def png(
@@ -338,21 +339,16 @@ def write_app(
     path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)), encoding="utf-8")
     return path
 
-# %% ../nbs/22_widget.ipynb #14270db2
-@call_parse
-@clean_exit("pconv_app")
-def pconv_app(
-    photo: Param("photo to open; a drawn face when absent, others can be opened in the page", str, nargs="?") = None,
-    model: str = None,  # a run's folder or its model.safetensors; the network that comes with the package when absent
-    port: int = 8866,  # the page is at http://localhost:PORT
-    no_browser: bool = False,  # only serve the page?
+# %% ../nbs/22_widget.ipynb #f27f0553
+def open_app(
+    photo=None,  # file to open; None: a drawn face
+    model=None,  # a run's folder or its model.safetensors; None: the network of the package
+    port=8866,  # the page is at http://localhost:PORT
+    no_browser=False,  # only serve the page?
 ):
-    "Draw holes on a photo and fill them, in the browser. Ctrl-C ends it."
-    if not 1 <= port <= 65535: raise UsageError(f"--port is {port}; give 1 to 65535")
-    for name in (photo, model):
-        if name and not Path(name).expanduser().exists(): raise UsageError(f"{name}: no such file; check the path")
+    "The widget in a browser, until Ctrl-C. Raises `UsageError`, `InputError`."
+    need("voila", extra="app")
     if photo: open_photo(photo)
-    if importlib.util.find_spec("voila") is None: raise UsageError("voila is missing; install it: pip install 'pconv_course[app]'")
     whole = lambda name: str(Path(name).expanduser().resolve()) if name else ""
     env = {**os.environ, "PCONV_PHOTO": whole(photo), "PCONV_MODEL": whole(model)}
     with tempfile.TemporaryDirectory() as folder: serve(write_app(folder), port, no_browser, env)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from pconv_course import commands
 from pconv_course.commands import UsageError, check_number, clean_exit, exit_code, one_line
 from pconv_course.core import InputError
 
-NAMES = ("pconv_data", "pconv_train", "pconv_demo")
+NAMES = ("pconv_data", "pconv_train", "pconv_demo", "pconv_trials", "pconv_app")
 LAUNCH = "import sys\nfrom pconv_course.commands import {0}\nif __name__ == '__main__': sys.exit({0}())\n"
 
 
@@ -47,7 +48,8 @@ def test_help(shell, name):
 
 
 @pytest.mark.parametrize("name,args", [("pconv_data", ["prepare", "a", "b", "--size", "big"]), ("pconv_data", []),
-                                       ("pconv_train", ["--minutes", "soon"]), ("pconv_demo", ["--colour", "red"])])
+                                       ("pconv_train", ["--minutes", "soon"]), ("pconv_demo", ["--colour", "red"]),
+                                       ("pconv_trials", ["--seeds", "few"]), ("pconv_app", ["--port", "here"])])
 def test_argparse_errors_look_like_ours(shell, name, args):
     code, out, err = shell(name, *args)
     assert (code, out) == (2, "") and "Traceback" not in err
@@ -56,7 +58,8 @@ def test_argparse_errors_look_like_ours(shell, name, args):
 
 @pytest.mark.parametrize("name,args", [("pconv_data", ["prepare", "a", "b", "--size", "0"]), ("pconv_data", ["prepare", "a", "b", "--workers", "-1"]),
                                        ("pconv_train", ["--minutes", "nan"]), ("pconv_train", ["--seed", "-1"]),
-                                       ("pconv_demo", ["--minutes", "-1"]), ("pconv_demo", ["--minutes", "inf"])])
+                                       ("pconv_demo", ["--minutes", "-1"]), ("pconv_demo", ["--minutes", "inf"]),
+                                       ("pconv_trials", ["--images", "63"]), ("pconv_trials", ["--seeds", "0"]), ("pconv_app", ["--port", "0"])])
 def test_bad_numbers_are_refused_at_once(shell, name, args):
     "One line, before torch is imported: well under the seconds that takes."
     began = time.monotonic()
@@ -107,6 +110,7 @@ def test_only_our_warnings_are_shown(capsys):
 def test_commands_return_nothing(monkeypatch):
     "sys.exit(result) would turn a result into an error: the functions must return None."
     import pconv_course.data
+    seen = []
     monkeypatch.setattr(pconv_course.data, "prepare", lambda *a, **k: dict(count=1))
     assert commands.pconv_data("prepare", "a", "b") is None
     monkeypatch.setattr("pconv_course.train.train", lambda *a, **k: dict(images=1, minutes=1.))
@@ -114,6 +118,45 @@ def test_commands_return_nothing(monkeypatch):
     monkeypatch.setattr("pconv_course.demo.demo", lambda *a, **k: dict(cases={}, total_minutes=1.))
     monkeypatch.setattr("pconv_course.demo.text_table", lambda c: "")
     assert commands.pconv_demo(out="x") is None
+    monkeypatch.setattr("pconv_course.trials.run_trials", lambda *a: a)
+    monkeypatch.setattr("pconv_course.trials.trial_table", seen.append)
+    assert commands.pconv_trials("loss", "faces", "runs", "t.json", "vgg16", 128, 2, "a; b") is None
+    assert seen == [("loss", "faces", "runs", "t.json", "vgg16", 128, 2, ["a", "b"])]
+
+
+@pytest.fixture
+def without(tmp_path):
+    "A function that runs Python or an installed script in a process where some modules can't be imported."
+    def run(*args, modules):
+        (tmp_path/"sitecustomize.py").write_text(f"import sys\nfor name in {modules}: sys.modules[name] = None\n")
+        r = subprocess.run([*map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"})
+        return r.returncode, r.stdout, r.stderr
+    return run
+
+
+@pytest.mark.parametrize("missing", ["anywidget", "voila"])
+def test_without_the_packages_of_the_app(without, missing):
+    "The installed script says in one line what to install; help needs neither."
+    script = Path(sys.executable).parent/"pconv_app"
+    code, out, err = without(script, "--no-browser", modules=[missing])
+    assert (code, out, err) == (2, "", f"pconv_app: error: {missing} is missing; install it: pip install 'pconv_course[app]'\n")
+    code, out, err = without(script, "--help", modules=[missing])
+    assert (code, err) == (0, "") and "--port" in out
+
+
+def test_the_widget_without_anywidget_is_one_line(without):
+    code, out, err = without(sys.executable, "-W", "ignore", "-c", "import pconv_course.widget", modules=["anywidget"])
+    assert code == 1 and err.splitlines()[-1] == "pconv_course.commands.MissingPackage: anywidget is missing; install it: pip install 'pconv_course[app]'"
+    assert "During handling" not in err and "direct cause" not in err
+    code, out, err = without(sys.executable, "-W", "ignore", "-c", "try: import pconv_course.widget\nexcept ImportError as e: print(e)", modules=["anywidget"])
+    assert (code, out) == (0, "anywidget is missing; install it: pip install 'pconv_course[app]'\n"), err
+
+
+def test_need():
+    "Imports what is there; what is missing is an input error for a command and an ImportError for Python."
+    assert [m.__name__ for m in commands.need("json", "email.message", extra="x")] == ["json", "email.message"]
+    with pytest.raises(ImportError, match=r"^no_such_module is missing; install it: pip install 'pconv_course\[x\]'$") as e: commands.need("json", "no_such_module.part", extra="x")
+    assert isinstance(e.value, UsageError) and exit_code(e.value) == 2 and one_line(e.value) == str(e.value)
 
 
 def test_options_reach_train(monkeypatch):

@@ -215,9 +215,9 @@ def test_record_comes_back(tmp_path):
 
 def test_command(tmp_path):
     run = lambda *args: subprocess.run([Path(sys.executable).parent/'pconv_trials', '--plan', *args], capture_output=True, text=True, timeout=300,
-                                       env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
+                                       env={k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'})
     ok = run('steps', '--images', '64', '--out', str(tmp_path/'runs'), '--only', 'lr 1e-3; lr 2e-3', '--record', str(tmp_path/'t.json'))
-    assert ok.returncode == 0 and 'lr 2e-3' in ok.stdout and len(read_json(tmp_path/'t.json')['plans']['steps']['runs']) == 2, ok.stderr
+    assert ok.returncode == 0 and 'lr 2e-3' in ok.stdout and len(read_json(tmp_path/'t.json')['plans']['steps']['runs']) == 2 and ok.stderr == '', ok.stderr
     for args, word in ((('speed',), 'steps, loss'), (('steps', '--images', '3'), '64'), (('steps', '--only', 'lr 7'), 'no variant')):
         bad = run(*args)
         assert bad.returncode == 2 and word in bad.stderr and bad.stderr.count('\n') == 1

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ import torch
 from PIL import Image
 
 from pconv_course import widget
+from pconv_course.commands import pconv_app
 from pconv_course.core import InputError
 from pconv_course.fast import build_unet
 from pconv_course.widget import (DEEDS, RANDOM, STATIC, Canvas, History, InpaintWidget, State, app, from_png, hole_from_png, hole_png,
-                                 open_photo, pconv_app, png, random_hole, view_of, write_app)
+                                 open_photo, png, random_hole, view_of, write_app)
 
 
 def red(image, known):
@@ -270,23 +272,26 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatc
     (tmp_path/"bad.png").write_bytes(b"junk")
     served = []
     monkeypatch.setattr(widget, "serve", lambda *a: served.append(a))
+    monkeypatch.setitem(sys.modules, "voila", ModuleType("voila"))
     for wrong, word in [(dict(photo=str(tmp_path/"none.png")), "no such file"), (dict(photo=str(tmp_path/"bad.png")), "not a picture"),
-                        (dict(model=str(tmp_path/"none")), "no such file"), (dict(port=0), "--port")]:
+                        (dict(model=str(tmp_path/"none")), "no such file"), (dict(port=0), "--port"), (dict(port=65536), "--port")]:
         with pytest.raises(SystemExit) as e: pconv_app(**wrong)
         err = capsys.readouterr().err
         assert e.value.code == 2 and word in err and len(err.splitlines()) == 1 and not served, err
-    monkeypatch.setattr(widget.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit): pconv_app()
-    assert "pip install 'pconv_course[app]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "voila", None)
+    with pytest.raises(SystemExit) as e: pconv_app()
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and "voila is missing; install it: pip install 'pconv_course[app]'" in err and err.count("\n") == 1 and not served
+    with pytest.raises(ImportError, match="voila is missing"): widget.open_app()
 
 
 def test_the_command_hands_photo_and_model_over(tmp_path, monkeypatch):
     Image.fromarray(photo()).save(tmp_path/"a.png")
-    monkeypatch.setattr(widget.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "voila", ModuleType("voila"))
     monkeypatch.setattr(widget, "serve", lambda path, port, no_browser, env: seen.append((path.name, path.is_file(), port, no_browser, env)))
     monkeypatch.chdir(tmp_path)
     seen = []
-    pconv_app(photo="a.png", port=1234, no_browser=True)
+    assert pconv_app(photo="a.png", port=1234, no_browser=True) is None
     name, there, port, no_browser, env = seen[0]
     assert (name, there, port, no_browser) == ("pconv_app.ipynb", True, 1234, True)
     assert Path(env["PCONV_PHOTO"]) == tmp_path/"a.png" and env["PCONV_MODEL"] == "" and env["PATH"] == os.environ["PATH"]
