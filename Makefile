@@ -1,6 +1,7 @@
 # make demo   train a small inpainter on drawn faces and open runs/demo/report.html     (ARGS="--minutes 2" passes options on)
 # make test   everything that CI checks
 # make bench  speed and memory beside plain convolutions     (ARGS="--peers DIR" adds other people's networks)
+# make experiments  every table of chapters 10 to 13, tiny   (ARGS="--scale full --data FOLDER_OR_ZIP")
 # make help   the other targets
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ ARGS ?=
 export PYTHONUNBUFFERED = 1
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-browser bench nbs readme docs clean help
+.PHONY: demo test test-browser bench experiments nbs readme docs clean help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-runtime
@@ -28,6 +29,10 @@ test-browser: .venv/installed-browser
 # Alone on the machine, please: every other process is in the numbers.
 bench: .venv/installed-runtime
 	$(BIN)/pconv_bench $(ARGS)
+
+# The networks, evaluations and ablations behind chapters 10 to 13; stopped, the same command goes on.
+experiments: .venv/installed-dev
+	$(BIN)/pconv_experiments --scale tiny $(ARGS)
 
 # Run every notebook, store its outputs, export, clean; then README.md from nbs/index.ipynb.
 nbs: .venv/installed-dev

@@ -1,4 +1,4 @@
-"""A real browser (Debian's chromium by playwright) and two servers, voila and JupyterLab, on the same small notebook."""
+"""A real browser (Debian's chromium by playwright) and three servers, voila, JupyterLab and Notebook 7, on the same small notebook."""
 import json
 import os
 import shutil
@@ -66,12 +66,20 @@ def voila_url(notebook):
     yield from serve(["voila", notebook.name, "--no-browser", f"--port={port}"], port, notebook.parent)
 
 
-@pytest.fixture(scope="session")
-def lab_url(notebook):
-    port, folder = free_port(), notebook.parent
-    command = ["jupyterlab", "--no-browser", f"--port={port}", "--allow-root", "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder}",
-               f"--LabApp.user_settings_dir={folder}/settings", f"--LabApp.workspaces_dir={folder}/workspaces", "--LabApp.expose_app_in_browser=True"]
+def jupyter(module, app, folder):
+    "JupyterLab or Notebook 7; the page may be driven through `window.jupyterapp`."
+    port = free_port()
+    command = [module, "--no-browser", f"--port={port}", "--allow-root", "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder}",
+               f"--{app}.user_settings_dir={folder}/settings", f"--{app}.workspaces_dir={folder}/workspaces", f"--{app}.expose_app_in_browser=True"]
     yield from serve(command, port, folder)
+
+
+@pytest.fixture(scope="session")
+def lab_url(notebook): yield from jupyter("jupyterlab", "LabApp", notebook.parent)
+
+
+@pytest.fixture(scope="session")
+def notebook7_url(notebook): yield from jupyter("notebook", "JupyterNotebookApp", notebook.parent)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What a person does with the widget, done by a real browser, in voila and in JupyterLab."""
+"""What a person does with the widget, done by a real browser, in voila, JupyterLab and Notebook 7."""
 import io
 from urllib.parse import urlsplit
 
@@ -54,7 +54,7 @@ class Desk:
         raise AssertionError("Undo never ends")
 
 
-@pytest.fixture(scope="module", params=["voila", "lab"])
+@pytest.fixture(scope="module", params=["voila", "lab", "notebook7"])
 def loaded(request, chromium):
     page = chromium.new_page(viewport=dict(width=1200, height=1300))
     page.set_default_timeout(120_000)
@@ -62,8 +62,8 @@ def loaded(request, chromium):
     page.on("pageerror", lambda e: page.errors.append(str(e)))
     page.on("request", lambda r: page.hosts.add(urlsplit(r.url.removeprefix("blob:")).hostname))
     url = request.getfixturevalue(f"{request.param}_url")
-    page.goto(url if request.param == "voila" else f"{url}/lab/tree/page.ipynb", wait_until="commit")
-    if request.param == "lab":
+    page.goto(url + dict(voila="", lab="/lab/tree/page.ipynb", notebook7="/notebooks/page.ipynb")[request.param], wait_until="commit")
+    if request.param != "voila":
         page.wait_for_selector(".jp-Notebook .jp-Cell", state="attached")
         page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.sessionContext?.session?.kernel")
         page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
