@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOLE', 'STRIP', 'InputError', 'to_array', 'paint_hole', 'compose', 'strip_array', 'show_strip', 'show_images',
            'show_masks', 'show_numbers', 'svg', 'atomic_path', 'write_json', 'read_json', 'sha256_of', 'provenance',
-           'markdown_table']
+           'markdown_table', 'text_table']
 
 # %% ../nbs/00_core.ipynb #b1cdb722
 import hashlib
@@ -205,3 +205,13 @@ def markdown_table(
     "The rows as a Markdown table."
     line = lambda r: f"| {' | '.join(str(o).replace('|', chr(92) + '|') for o in r)} |"
     return "\n".join(map(line, [rows[0], ["---"]*len(rows[0]), *rows[1:]]))
+
+# %% ../nbs/00_core.ipynb #54936387
+def text_table(
+    rows,  # lists of cells, anything that has a text; the first row is the header
+    left=1,  # so many columns are aligned to the left, the others to the right
+) -> str:
+    "The rows in aligned columns, for a terminal. Raises ValueError when they differ in length."
+    rows = [[str(o) for o in r] for r in rows]
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(o.ljust(w) if j < left else o.rjust(w) for j, (o, w) in enumerate(zip(r, width))).rstrip() for r in rows)

@@ -10,14 +10,13 @@ __all__ = ['METRICS', 'RGB_TO_XYZ', 'DEPTHS', 'DENSITIES', 'TEXTURES', 'MEASURES
            'smooth_inside', 'blobs', 'symmetry', 'detail', 'by_class', 'depth_profile', 'hole_density',
            'density_profile', 'speck_profile', 'texture', 'texture_profile', 'measure', 'paired', 'score_row',
            'bucket_table', 'bootstrap', 'pair_up', 'mask_order', 'list_hash', 'Pairs', 'held_out_faces', 'open_masks',
-           'stem', 'same_names', 'open_pairs', 'Method', 'baseline', 'named', 'weights_hash', 'model_method', 'network',
-           'save_pairs', 'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs', 'missing',
-           'counting', 'run_methods', 'parts_of', 'summarise', 'record_of', 'row_of', 'method_rows', 'bucket_rows',
-           'text_table', 'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join',
-           'hub_file', 'lpips_of', 'open_lpips', 'open_inception', 'set_distances', 'words', 'default_size',
-           'pconv_evaluate']
+           'stem', 'same_names', 'open_pairs', 'Method', 'baseline', 'named', 'model_method', 'network', 'save_pairs',
+           'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs', 'missing', 'counting',
+           'run_methods', 'parts_of', 'summarise', 'record_of', 'row_of', 'method_rows', 'bucket_rows', 'report',
+           'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join', 'hub_file', 'lpips_of',
+           'open_lpips', 'open_inception', 'set_distances', 'words', 'default_size', 'pconv_evaluate']
 
-# %% ../nbs/09_evaluate.ipynb #3086131e
+# %% ../nbs/09_evaluate.ipynb #b561c002
 import csv
 import json
 import math
@@ -38,8 +37,9 @@ from fastcore.script import Param, call_parse
 
 from .commands import UsageError, check_number, clean_exit
 from .core import (InputError, atomic_path, compose, markdown_table, provenance, read_json, sha256_of,
-                               to_array)
+                               text_table, to_array)
 from .masks import BUCKETS, KINDS, MaskBank, bucket_of, hole_depth, hole_ratio, load_masks, touches_border
+from .pretrained import load_model, load_pretrained, weights_hash
 
 # %% ../nbs/09_evaluate.ipynb #a1b4e5c4
 def mean_fill(
@@ -513,15 +513,11 @@ def baseline(
     run = (lambda inp, m, numbers: pairs.batch(numbers)[0]) if name == "truth" else (lambda inp, m, numbers: fill(inp, m))
     return Method(name, title, run, sha256_of(f"{name} {made}".encode()), dict(kind="baseline", version=made))
 
-# %% ../nbs/09_evaluate.ipynb #99cdf0e2
+# %% ../nbs/09_evaluate.ipynb #c71eae94
 def named(text) -> tuple:
     "'NAME=PATH' -> (name, path), PATH -> (None, path)."
     name, eq, path = str(text).partition("=")
     return (name, path) if eq and re.fullmatch(r"[\w.-]+", name) else (None, str(text))
-
-def weights_hash(model):
-    "SHA-256 of a network's weights."
-    return sha256_of(b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in model.state_dict().values()))
 
 # %% ../nbs/09_evaluate.ipynb #667026d9
 def model_method(model, name="ours", device="cpu", info=None) -> Method:
@@ -530,14 +526,13 @@ def model_method(model, name="ours", device="cpu", info=None) -> Method:
     fill = torch.no_grad()(lambda inp, m, numbers: model(inp.to(device), m.to(device)).float().cpu())
     return Method(name, name, fill, weights_hash(model), dict(kind="network", **(info or {})))
 
-# %% ../nbs/09_evaluate.ipynb #763203e4
+# %% ../nbs/09_evaluate.ipynb #f99124cd
 def network(
     path,  # a run's folder, a model.safetensors, or 'pretrained' for the network that comes with the library
     name=None,  # None: that of the folder or file
     device="cpu",
 ) -> Method:
     "A trained network. Raises `InputError`."
-    from pconv_course.pretrained import load_model, load_pretrained
     model, config = load_pretrained(device=device) if path == "pretrained" else load_model(path, device)
     if path == "pretrained": return model_method(model, name or path, device, dict(config=config))
     file = Path(path).expanduser().resolve()
@@ -746,12 +741,6 @@ def bucket_rows(record, key="psnr", border="any") -> list:
     header = ["hole ratio", "pairs", *title.values(), *(f"{title[k]} − {record['methods'][against]['title']}" for k in others)]
     return [header, *([r["part"], r["n"], *(mean(r["methods"][k].get(key)) for k in title), *(gain(r["against"][k].get(key)) for k in others)]
             for r in record["rows"] if r["border"] == border)]
-
-# %% ../nbs/09_evaluate.ipynb #e3ad82d4
-def text_table(rows) -> str:
-    "Rows as a table for a terminal; the first is the header."
-    width = [max(len(str(r[j])) for r in rows) for j in range(len(rows[0]))]
-    return "\n".join("  ".join(str(o).rjust(w) if j else str(o).ljust(w) for j, (o, w) in enumerate(zip(r, width))).rstrip() for r in rows)
 
 # %% ../nbs/09_evaluate.ipynb #de0c9716
 def report(record, table=text_table, keys=("psnr", "ssim", "l1_hole")) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LICENCE', 'load_model', 'to_half', 'run_record', 'pack_weights', 'pconv_pack', 'weights_dir', 'pretrained_info',
-           'load_pretrained']
+           'load_pretrained', 'weights_hash']
 
 # %% ../nbs/23_pretrained.ipynb #e15f3c45
 import json
@@ -120,3 +120,10 @@ def load_pretrained(
     if not file.is_file() or sha256_of(file) != info["sha256"]:
         raise InputError(f"{file.name} is missing or not the file that was packed (its hash differs); install pconv_course again")
     return load_model(file, device)
+
+# %% ../nbs/23_pretrained.ipynb #9da98031
+def weights_hash(
+    model,  # any `nn.Module`
+):
+    "SHA-256 of a network's weights: all parameters and buffers, in their order."
+    return sha256_of(b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in model.state_dict().values()))
