@@ -265,7 +265,7 @@ class DevicePrecision(MixedPrecision):
     def after_cancel_batch(self): self.leave()
     after_cancel_train = after_cancel_validate = after_cancel_epoch = after_cancel_fit = after_cancel_batch
 
-# %% ../nbs/07_learner.ipynb #a6b8a8bd
+# %% ../nbs/07_learner.ipynb #e7322292
 @patch
 def leave(self: DevicePrecision):
     "Close autocast, and let the features compute in 32 bits again, if that was not done yet."
@@ -274,9 +274,10 @@ def leave(self: DevicePrecision):
 
 @patch
 def set_features(self: DevicePrecision, dtype):
-    "The type in which the feature network of the loss, if there is one, computes."
-    net = getattr(self.loss_func, 'features', None)
-    if self.half_features and isinstance(net, FeatureNet): net.half = dtype
+    "The type in which the feature networks of the loss compute, also one that another module hands its pictures to."
+    parts = self.loss_func.modules() if self.half_features and isinstance(self.loss_func, torch.nn.Module) else []
+    for net in parts:
+        if isinstance(net, FeatureNet): net.half = dtype
 
 # %% ../nbs/07_learner.ipynb #15aeef47
 class EncoderBNFreeze(Callback):

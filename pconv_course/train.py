@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'Phase', 'Task', 'Recipe', 'recipe_from', 'recipe_from_json', 'recipe_with', 'recipe_diff', 'phase_at',
            'learning_rate', 'ScheduleCallback', 'AverageCallback', 'recipe_learner', 'train', 'rehearsal']
 
-# %% ../nbs/08_train.ipynb #7929b2b8
+# %% ../nbs/08_train.ipynb #3951ad92
 import json
 import math
 import random
@@ -14,6 +14,7 @@ import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 # %% ../nbs/08_train.ipynb #fcde0a6e
@@ -311,17 +312,17 @@ def recipe_learner(
     learn.create_opt()
     return learn
 
-# %% ../nbs/08_train.ipynb #b8f82745
+# %% ../nbs/08_train.ipynb #6a36dc8a
 def recipe_loss(r):
     "The loss of the recipe `r`; features are opened only if a term needs them."
     features = open_features(r.features) if uses_features(r) else None
-    if features is not None and r.features_reduce > 1: features = Reduced(features, r.features_reduce)
+    if features is not None and r.features_reduce > 1: features = Through(features, partial(F.avg_pool2d, kernel_size=r.features_reduce))
     return InpaintLoss(features, r.weights, r.per, **({} if r.chunk is None else dict(chunk=r.chunk)))
 
-class Reduced(nn.Module):
-    "The features of an image reduced `k` times by means: a k-th of the side, a k*k-th of the work."
-    def __init__(self, features, k): super().__init__(); self.features, self.k = features, k
-    def forward(self, img): return self.features(F.avg_pool2d(img, self.k))
+class Through(nn.Module):
+    "The features of what `before` makes of an image: of one reduced `k` times, with a k-th of the side, they cost a k*k-th."
+    def __init__(self, features, before): super().__init__(); self.features, self.before = features, before
+    def forward(self, img): return self.features(self.before(img))
 
 def recipe_model(r):
     "The network of the recipe `r`, initialised from its seed. Raises `InputError` when batch norm would see single values."

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['TWISTS', 'KEPT', 'SCALED', 'WEIGHTS_HERE', 'PLANS', 'Variant', 'Plan', 'jobs', 'ImageRun', 'HeldOut', 'step_flop',
            'TrialCallback', 'averaged', 'trial', 'output_range', 'decay', 'Growing', 'curriculum', 'Smaller',
-           'progressive', 'Sometimes', 'features_every', 'features_late', 'Through', 'Crops', 'features_crop',
-           'HalfPrecision', 'in_half', 'features_bf16', 'entries', 'trial_key', 'run_plan', 'work_until', 'summary',
-           'trial_table', 'show_trials', 'record_plan', 'two_phases', 'cosine', 'steps_plan', 'loss_plan',
-           'pconv_trials']
+           'progressive', 'Sometimes', 'features_every', 'features_late', 'Crops', 'features_crop', 'features_bf16',
+           'entries', 'trial_key', 'run_plan', 'work_until', 'summary', 'trial_table', 'show_trials', 'record_plan',
+           'two_phases', 'cosine', 'steps_plan', 'loss_plan', 'run_trials']
 
 # %% ../nbs/20_trials.ipynb #1d42461d
 import copy
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-# %% ../nbs/20_trials.ipynb #b1da0aad
+# %% ../nbs/20_trials.ipynb #49a10c30
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -27,19 +26,16 @@ import torch.nn.functional as F
 from fastai.callback.core import CancelFitException, CancelValidException
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from fastcore.script import call_parse
-from torch import nn
 
-# %% ../nbs/20_trials.ipynb #ed200f1e
-from .commands import check_number, clean_exit
+# %% ../nbs/20_trials.ipynb #0a22afb3
 from .core import InputError, markdown_table, provenance, read_json, sha256_of, write_json
 from .data import open_faces
 from .fast import flops
 from .learner import hole_l1_error, inpaint_batch, mask_generator, psnr
-from .losses import FEATURE_TERMS, PAPER_WEIGHTS
+from .losses import FEATURE_TERMS, PAPER_WEIGHTS, FeatureNet
 from .masks import MaskBank
 from .runs import Run, RunCallback, public_recipe
-from .train import Phase, Recipe, TrainingWeights, data_record, recipe_learner, recipe_loss, recipe_with, step_callbacks
+from .train import Phase, Recipe, Through, TrainingWeights, data_record, recipe_learner, recipe_loss, recipe_with, step_callbacks
 
 # %% ../nbs/20_trials.ipynb #c1ad5716
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def averaged(run, net):
     finally:
         if aside: net.load_state_dict(aside)
 
-# %% ../nbs/20_trials.ipynb #2cd8e31d
+# %% ../nbs/20_trials.ipynb #dfba8eac
 def trial(
     recipe,  # a `Recipe`
     faces,  # a dataset of chapter 03, or what `face_dls` takes
@@ -160,18 +156,32 @@ def trial(
     twist=None,  # names in `TWISTS` and their arguments
     loss=None,  # an `InpaintLoss`, the yardstick on held-out pairs; None: the recipe's
     points=8,  # scores on the way
+    twists=None,  # further twists by name, beside `TWISTS`
+    scores=None,  # function (net, held) -> dict for JSON: what to measure at the end, `held` a `HeldOut`
 ) -> dict:  # curve, work and how it ended, for JSON
     "Train by a recipe on so many images, and score on the way. A loss that is no number ends the trial and is a result, too."
     run = ImageRun(recipe, images)
     learn = recipe_learner(recipe, faces, device='cpu', cbs=[*step_callbacks(run), *([TrainingWeights(run)] if recipe.ema else [])])
     cb = TrialCallback(run, HeldOut(learn.dls.valid.dataset, recipe.size, loss or recipe_loss(recipe)), points)
     run.n_iter = len(learn.dls.train)
-    for k, v in (twist or {}).items(): TWISTS[k](learn, run, v)
+    for f, v in twists_of(twist, twists): f(learn, run, v)
     learn.add_cb(cb)
     torch.manual_seed(recipe.seed)
     with learn.no_bar(), learn.no_logging(): learn.fit(10**6)
     return dict(images=run.position.images, flop_per_image=round(cb.work/max(run.position.images, 1)), failed=run.failed, curve=cb.curve,
-                parameters=sum(p.numel() for p in learn.model.parameters()), data=data_record('', learn.dls))
+                **end_scores(cb, scores), parameters=sum(p.numel() for p in learn.model.parameters()), data=data_record('', learn.dls))
+
+# %% ../nbs/20_trials.ipynb #bd023ade
+def twists_of(twist, more=None):
+    "[(function, argument)] of the twists by name. Raises `InputError` for a name that neither `TWISTS` nor `more` has."
+    known = TWISTS | (more or {})
+    if unknown := [k for k in twist or {} if k not in known]: raise InputError(f"unknown twist {unknown[0]!r}; there are {', '.join(known)}")
+    return [(known[k], v) for k, v in (twist or {}).items()]
+
+def end_scores(cb, scores):
+    "dict(scores=...) of a trial that came to its end."
+    if scores is None or cb.job.failed: return {}
+    with averaged(cb.job, get_model(cb.learn.model)) as net: return dict(scores=scores(net, cb.held))
 
 # %% ../nbs/20_trials.ipynb #7a169b79
 def output_range(learn, run, how):
@@ -239,12 +249,6 @@ def features_late(learn, run, begin):
     "Feature terms after the part `begin` of the run."
     learn.add_cb(Sometimes(run, learn.loss_func, begin=begin))
 
-# %% ../nbs/20_trials.ipynb #0e4486d9
-class Through(nn.Module):
-    "The features of what `before` makes of an image."
-    def __init__(self, features, before): super().__init__(); self.features, self.before = features, before
-    def forward(self, img): return self.features(self.before(img))
-
 # %% ../nbs/20_trials.ipynb #36e7a3d2
 class Crops(RunCallback):
     "Chooses a square of side 1/k anew in every step; `cut` cuts it out."
@@ -260,29 +264,11 @@ def features_crop(learn, run, k):
     learn.add_cb(crops := Crops(run, k))
     learn.loss_func.features = Through(learn.loss_func.features, crops.cut)
 
-# %% ../nbs/20_trials.ipynb #6154dd84
-class HalfPrecision(nn.Module):
-    "A `FeatureNet` computed in bfloat16 and channels_last, its maps in float32."
-    def __init__(self, features):
-        super().__init__()
-        self.features = copy.deepcopy(features).to(memory_format=torch.channels_last)
-        self.features.blocks.to(torch.bfloat16)
-
-    def forward(self, img):
-        f, maps = self.features, []
-        x = ((img - f.mean)/f.std).to(torch.bfloat16, memory_format=torch.channels_last)
-        for block in f.blocks: maps.append(x := block(x))
-        return [o.float() for o in maps]
-
-def in_half(features):
-    "`features` in 16 bits, also where a module such as `Reduced` stands in front of them."
-    if not hasattr(features, 'features'): return HalfPrecision(features)
-    features.features = in_half(features.features)
-    return features
-
+# %% ../nbs/20_trials.ipynb #4d7d915e
 def features_bf16(learn, run, on):
-    "Features in 16 bits."
-    if on and learn.loss_func.features is not None: learn.loss_func.features = in_half(learn.loss_func.features)
+    "Features in 16 bits, whatever the precision of the network."
+    for f in learn.loss_func.modules():
+        if on and isinstance(f, FeatureNet): f.half = torch.bfloat16
 
 # %% ../nbs/20_trials.ipynb #178f169d
 TWISTS = {f.__name__: f for f in (output_range, decay, curriculum, progressive, features_every, features_late, features_crop, features_bf16)}
@@ -297,7 +283,7 @@ def trial_key(*what):
     "A name for a trial: the beginning of a SHA-256 over everything that decides it."
     return sha256_of(json.dumps(what, sort_keys=True).encode())[:16]
 
-# %% ../nbs/20_trials.ipynb #c583cfd7
+# %% ../nbs/20_trials.ipynb #771aa18d
 def run_plan(
     plan,  # a `Plan`
     data='drawn',  # 'drawn', or a folder or zip of faces
@@ -305,15 +291,18 @@ def run_plan(
     seeds=None,  # so many of each variant, instead of what it asks for
     only=None,  # names of variants; None: all
     report=print,  # called with a line of text per trial
+    twists=None,  # further twists by name, as in `trial`
+    scores=None,  # scores at the end, as in `trial`
 ) -> list:  # one dict per trial
     "Run what of a plan has not been run yet. Ctrl-C loses the trial at hand and no other. Raises `InputError`."
     rows, faces, yardstick = [], {}, recipe_loss(plan.base)
     for v, seed, recipe, twist, images in jobs(plan, seeds, only):
         size, n = recipe.size, recipe.n_faces
-        path = Path(out).expanduser()/f'{trial_key(entries(recipe), entries(plan.base), twist, images, plan.points, Path(data).name)}.json'
+        what = [entries(recipe), entries(plan.base), twist, images, plan.points, Path(data).name, *([scores.__name__] if scores else [])]
+        path = Path(out).expanduser()/f'{trial_key(*what)}.json'
         if not path.exists():
             if (size, n) not in faces: faces[size, n] = open_faces(data, size, n or None, plan.base.seed)
-            write_json(path, trial(recipe, faces[size, n], images, twist, yardstick, plan.points))
+            write_json(path, trial(recipe, faces[size, n], images, twist, yardstick, plan.points, twists, scores))
             report(f"{plan.name}, {v.name}, seed {seed}: {trial_text(read_json(path))}")
         rows.append(dict(name=v.name, seed=seed, change=change_of(plan.base, recipe), twist=v.twist) | read_json(path))
     return rows
@@ -382,15 +371,16 @@ def show_trials(rows, names=None, key='hole_l1', ax=None, label='held-out hole-L
     ax.legend(frameon=False, fontsize=8)
     return ax
 
-# %% ../nbs/20_trials.ipynb #47861371
+# %% ../nbs/20_trials.ipynb #a089e760
 def record_plan(
     path,  # the JSON file; other plans in it stay
     plan,  # a `Plan`
     rows,  # what `run_plan` returned
     data='drawn',  # where the faces came from; only the name is kept
+    what='held-out scores over work (GFLOP); see chapter 20',  # said at the top of a new record
 ):
     "Write a plan and its trials into a record of several plans. Raises `InputError`."
-    record = read_json(path) if Path(path).exists() else dict(what='held-out scores over work (GFLOP); see chapter 20', plans={})
+    record = read_json(path) if Path(path).exists() else dict(what=what, plans={})
     sources = {r['data']['sha256']: r['data'] for r in rows}
     runs = [{k: v for k, v in r.items() if k != 'data'} | dict(data=r['data']['sha256'][:12]) for r in rows]
     record['plans'][plan.name] = dict(provenance=provenance(), data=dict(name=Path(data).name, sets=list(sources.values())), base=public_recipe(plan.base),
@@ -438,24 +428,22 @@ def loss_plan(features='random'):
 # %% ../nbs/20_trials.ipynb #8cd17fb2
 PLANS = dict(steps=lambda features: steps_plan(), loss=loss_plan)
 
-# %% ../nbs/20_trials.ipynb #615b855e
-@call_parse
-@clean_exit("pconv_trials")
-def pconv_trials(
-    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes) or loss (the six terms and cheaper ones)
-    data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
-    out: str = "runs/trials",  # folder of the finished trials; run the same command again to go on after an interruption
-    record: str = None,  # JSON file for the record of the plan, such as trials.json; the table alone when absent
-    features: str = "random",  # for the perceptual and style terms: vgg16, random, or a state-dict file
-    images: int = None,  # faces that each trial sees, 64 or more; the plan's number when absent
-    seeds: int = None,  # trials of each variant, 1 to 100; the plan's number when absent
-    only: str = None,  # names of variants, separated by ';'; all when absent
-):
-    "Compare ways to train: same faces, same holes, same held-out pairs; what is finished is not run again."
+# %% ../nbs/20_trials.ipynb #a657c1b3
+def run_trials(
+    plan='steps',  # a name in `PLANS`
+    data='drawn',  # 'drawn', or a folder or zip of faces
+    out='runs/trials',  # folder of the finished trials
+    record=None,  # JSON file for the record of the plan; None: none is written
+    features='random',  # for the perceptual and style terms, as `open_features` takes them
+    images=None,  # that each trial sees, instead of the plan's number
+    seeds=None,  # trials of each variant, instead of the plan's number
+    only=None,  # names of variants; None: all
+    report=print,  # called with a line of text per trial
+) -> list:  # what `run_plan` returns
+    "Run a plan of `PLANS` by its name, and record it. Raises `InputError`."
     if plan not in PLANS: raise InputError(f"unknown plan {plan!r}; choose from: {', '.join(PLANS)}")
-    check_number("images", images, 64, 10**9, "faces"), check_number("seeds", seeds, 1, 100)
     chosen = PLANS[plan](features)
     chosen = replace(chosen, images=images) if images else chosen
-    rows = run_plan(chosen, data, out, seeds, only and [o.strip() for o in only.split(";")])
+    rows = run_plan(chosen, data, out, seeds, only, report)
     if record: record_plan(record, chosen, rows, data)
-    print(trial_table(rows))
+    return rows

@@ -15,7 +15,7 @@ from pconv_course.data import open_faces
 from pconv_course.losses import FEATURE_TERMS, InpaintLoss
 from pconv_course.runs import RunCallback
 from pconv_course.train import Phase, Recipe, learning_rate, recipe_from, recipe_learner, recipe_with
-from pconv_course.trials import (PLANS, TWISTS, HeldOut, ImageRun, Plan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key,
+from pconv_course.trials import (PLANS, TWISTS, HeldOut, ImageRun, Plan, Variant, jobs, record_plan, run_plan, run_trials, show_trials, step_flop, summary, trial, trial_key,
                                  trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
@@ -242,3 +242,38 @@ def test_recorded_trials_are_of_todays_plans():
         want = {(v.name, seed): (replace(recipe, name='', seed=0), v.twist, images) for v, seed, recipe, _, images in jobs(plan)}
         got = {(r['name'], r['seed']): (replace(recipe_with(base, **r['change']), name='', seed=0), r['twist'], r['images']) for r in d['runs']}
         assert got == want
+
+
+def test_twists_and_scores_of_ones_own(tmp_path):
+    "A further twist reaches the learner; scores come from the network that was trained; both are part of a trial's key."
+    seen = []
+    def mark(learn, run, v): seen.append((run.recipe.name, v))
+    def level(net, held): return dict(level=float(next(net.parameters()).abs().mean()), pairs=len(held.gt))
+    plan = replace(PLAN, twist=dict(mark=3), variants=PLAN.variants[:1])
+    rows = run_plan(plan, out=tmp_path, seeds=1, report=lambda t: None, twists=dict(mark=mark), scores=level)
+    assert seen == [('base', 3)] and rows[0]['scores']['pairs'] == 24
+    start = float(next(recipe_learner(TINY, device='cpu').model.parameters()).abs().mean())
+    assert rows[0]['scores']['level'] != pytest.approx(start, abs=1e-9)
+    run_plan(plan, out=tmp_path, seeds=1, report=lambda t: None, twists=dict(mark=mark))
+    assert len(seen) == 2 and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(InputError, match="unknown twist 'mark'; there are output_range"): run_plan(plan, out=tmp_path/'other', report=lambda t: None)
+
+
+def test_scores_are_of_the_averaged_weights():
+    level = lambda net, held: dict(level=float(next(net.parameters()).abs().sum()))
+    a, b = (trial(replace(TINY, ema=e), 'drawn', 32, points=1, scores=level)['scores']['level'] for e in (0., .9))
+    assert a != b
+    assert 'scores' not in trial(replace(TINY, phases=(Phase(1e30),)), 'drawn', 64, points=1, scores=level)
+
+
+def test_bf16_twist_reaches_features_behind_another_module(spy):
+    learn = recipe_learner(recipe_with(TINY, features='random', features_reduce=2), device='cpu')
+    TWISTS['features_bf16'](learn, None, 1)
+    assert learn.loss_func.features.features.half == torch.bfloat16
+    TWISTS['features_bf16'](recipe_learner(TINY, device='cpu'), None, 1)
+
+
+def test_run_trials(tmp_path):
+    rows = run_trials('steps', images=64, seeds=1, out=tmp_path/'runs', only=['lr 1e-3'], record=tmp_path/'t.json', report=lambda t: None)
+    assert [r['name'] for r in rows] == ['lr 1e-3'] and read_json(tmp_path/'t.json')['plans']['steps']['images'] == 64
+    with pytest.raises(InputError, match='steps, loss'): run_trials('speed')
