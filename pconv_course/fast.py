@@ -220,17 +220,26 @@ class FastPConvUNet(PConvUNet):
         for stage, (ratio, u) in zip(self.dec, plan): x = decoder_step(stage, x, feats.pop(), ratio, u)
         return x, u
 
-# %% ../nbs/05_fast.ipynb #91efb750
+# %% ../nbs/05_fast.ipynb #4a2ec0d8
+def _forms(network):
+    "The readable and the fast form of a network by its name. What builds on this module is imported when it is asked for."
+    if network == 'gated':
+        from pconv_course.networks import GatedUNet
+        return GatedUNet, partial(GatedUNet, decoder='transposed')
+    if network == 'adopted':
+        from pconv_course.convert import AdoptedFastUNet, AdoptedUNet
+        return AdoptedUNet, AdoptedFastUNet
+    known = dict(partial=(PConvUNet, FastPConvUNet), plain=(PlainUNet, partial(PlainUNet, decoder='transposed')))
+    if network not in known: raise ValueError(f"network {network!r} is unknown; use 'partial', 'plain', 'gated' or 'adopted'")
+    return known[network]
+
+# %% ../nbs/05_fast.ipynb #f9aa9e5f
 def build_unet(
-    config: dict|None = None, # such as `model.config`: arguments, and `network`: 'partial', 'plain' or 'gated'; None: the defaults of `PConvUNet`
+    config: dict|None = None, # arguments of `PConvUNet`, such as `model.config`, and `network`, 'partial' if it isn't there; None: all defaults
     impl: str = 'fast'        # 'fast' or 'readable': same parameters, same numbers
 ) -> nn.Module:
-    "A network of this library, of partial convolutions unless `config` says otherwise. ValueError for unknown words, or as in `PConvUNet`."
-    from pconv_course.networks import GatedUNet  # it builds on this module
-    known = dict(partial=(PConvUNet, FastPConvUNet), plain=(PlainUNet, partial(PlainUNet, decoder='transposed')),
-                 gated=(GatedUNet, partial(GatedUNet, decoder='transposed')))
+    "A network of this library. ValueError for unknown words, or as in `PConvUNet`."
+    if impl not in ('fast', 'readable'): raise ValueError(f"impl {impl!r} is unknown; use one of ('fast', 'readable')")
     args = dict(config or {})
-    network = args.pop('network', 'partial')
-    if impl not in ('fast', 'readable'): raise ValueError(f"impl {impl!r} is unknown; use 'fast' or 'readable'")
-    if network not in known: raise ValueError(f"network {network!r} is unknown; use one of {tuple(known)}")
-    return known[network][impl == 'fast'](**args)
+    readable, fast = _forms(args.pop('network', 'partial'))
+    return (fast if impl == 'fast' else readable)(**args)
