@@ -8,7 +8,7 @@ __all__ = ['MODES', 'PEERS', 'PRECISIONS', 'SETTINGS', 'BASE', 'COLUMNS', 'BARS'
            'check_layer', 'layer_difference', 'vgg_shaped', 'Task', 'adam', 'quick', 'entrants', 'tasks',
            'measure_memory', 'measure', 'threads', 'short', 'row', 'rows', 'decoder_stages', 'kernels_twice',
            'chunk_sizes', 'step_in_parts', 'median_parts', 'mask_rates', 'import_seconds', 'measure_details', 'slug',
-           'bench', 'text_table', 'chart', 'parts_chart', 'between', 'reached', 'options', 'pconv_bench']
+           'bench', 'mode_table', 'chart', 'parts_chart', 'between', 'reached', 'options', 'pconv_bench']
 
 # %% ../nbs/19_bench.ipynb #6721007d
 import gc
@@ -34,10 +34,10 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from torch import nn
 
-# %% ../nbs/19_bench.ipynb #90dddaaa
+# %% ../nbs/19_bench.ipynb #92d50401
 from . import fast
 from .commands import UsageError, check_number, clean_exit
-from .core import provenance, read_json, write_json
+from .core import provenance, read_json, text_table, write_json
 from .fast import FastPConvUNet, PlainUNet, cat_conv, phase_conv, split_conv
 from .losses import InpaintLoss, vgg_features
 from .masks import MaskBank, stroke_mask
@@ -540,10 +540,10 @@ def bench(
     part.unlink()
     return record
 
-# %% ../nbs/19_bench.ipynb #10308b3d
+# %% ../nbs/19_bench.ipynb #0ab57520
 COLUMNS = dict(forward='forward', step='step', whole='whole step', peak='peak of step', whole_peak='peak of whole')
 
-def text_table(
+def mode_table(
     record: dict, # from `bench`
     mode: str     # one of its modes
 ) -> str:
@@ -552,8 +552,7 @@ def text_table(
         if c not in r: return '-'
         return f'{r[c]:.3f}' + (f" ({r[c + '_q1']:.3f}-{r[c + '_q3']:.3f})" if c + '_q1' in r else '')
     lines = [[mode, '', *COLUMNS.values()]] + [[r['net'], r['precision'], *[cell(r, c) for c in COLUMNS]] for r in record['rows'] if r['mode'] == mode]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join('  '.join(v.ljust(w) for v, w in zip(line, widths)).rstrip() for line in lines)
+    return text_table(lines, left=len(lines[0]))
 
 # %% ../nbs/19_bench.ipynb #1a714d87
 BARS = dict(fp32='#2f6db3', bf16='#e39a4b', fp16='#7fb069')
@@ -659,7 +658,7 @@ def options(device, quick_run, mode, given):
 # %% ../nbs/19_bench.ipynb #2beea866
 LIMITS = dict(batch=(2, 4096), size=(16, 2048), depth=(2, 9), width=(1, 512), rounds=(1, 1000), whole_rounds=(1, 1000), threads=(1, 1024))
 
-# %% ../nbs/19_bench.ipynb #76f6741a
+# %% ../nbs/19_bench.ipynb #a4c85ddd
 @call_parse
 @clean_exit("pconv_bench")
 def pconv_bench(
@@ -683,5 +682,5 @@ def pconv_bench(
     folder = Path('nbs/results') if Path('nbs/results').is_dir() else Path()
     out = out or folder/f"speed-{slug(settings['device'])}{'-quick' if quick else ''}.json"
     record = bench(settings, out, found, lambda line: print(line, flush=True))
-    for mode in settings['modes']: print(f'\n{text_table(record, mode)}')
+    for mode in settings['modes']: print(f'\n{mode_table(record, mode)}')
     print(f'\n{out}')

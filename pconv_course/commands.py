@@ -213,7 +213,7 @@ def _cost_text(recipe, cost):
                       f"{cost['images_per_s']:.1f} pictures per second in ten steps on this machine",
                       f"{time} for {cost['images']:,} pictures, {cost['epochs']:.1f} epochs; nothing was written"])
 
-# %% ../nbs/15_commands.ipynb #059488e7
+# %% ../nbs/15_commands.ipynb #16baec34
 @call_parse
 @clean_exit("pconv_demo")
 def pconv_demo(
@@ -226,9 +226,9 @@ def pconv_demo(
     check_number("minutes", minutes, 0.01, 1e5, "minutes")
     check_number("seed", seed, 0, 2**31)
     _wait_politely()
-    from pconv_course.demo import demo, text_table
+    from pconv_course.demo import case_table, demo
     record = demo(out, data, minutes, seed)
-    print(f"\n{text_table(record['cases'])}\n")
+    print(f"\n{case_table(record['cases'])}\n")
     for case in record["cases"].values(): print(f"{case['title']}: {case['verdict']}")
     print(f"\n{record['total_minutes']:.1f} minutes in all. Open {os.path.join(out, 'report.html')}")
 

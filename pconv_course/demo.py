@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CASES', 'SHOWN', 'METHODS', 'NONE_SHIPS', 'PORTRAIT', 'STYLE', 'PICTURES', 'PORTRAIT_ALT', 'NEXT', 'READ',
            'case_masks', 'verdict', 'picture_grid', 'comparison_figure', 'portrait', 'shipped', 'portrait_fills',
-           'loss_figure', 'png_bytes', 'html_figure', 'html_table', 'result_rows', 'text_table', 'held_out', 'fill_all',
+           'loss_figure', 'png_bytes', 'html_figure', 'html_table', 'result_rows', 'case_table', 'held_out', 'fill_all',
            'judge', 'case_pictures', 'judge_portrait', 'trained_sentence', 'case_section', 'portrait_section',
            'bucket_section', 'details_section', 'report_page', 'fresh_folder', 'demo', 'demo_record', 'write_demo']
 
-# %% ../nbs/16_demo.ipynb #5d2c017e
+# %% ../nbs/16_demo.ipynb #1a9211d4
 import base64
 import html
 import io
@@ -25,11 +25,10 @@ import torch
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
-from .core import (HOLE, InputError, atomic_path, paint_hole, provenance, read_json, sha256_of, svg, to_array,
-                               write_json)
+from .core import (HOLE, InputError, atomic_path, paint_hole, provenance, read_json, sha256_of, svg, text_table,
+                               to_array, write_json)
 from .data import face_dls
 from .evaluate import METRICS, bucket_table, mean_fill, score_each, score_row, telea_fill
-from .evaluate import text_table as plain_table
 from .inpaint import inpaint
 from .learner import inpaint_batch
 from .masks import MaskBank, hole_ratio, stroke_mask
@@ -198,11 +197,11 @@ def result_rows(cases):
                        if s[k] == (max if up else min)(o[k] for o in case["methods"].values())}
     return header, rows, strong
 
-# %% ../nbs/16_demo.ipynb #f3c0d681
-def text_table(cases):
+# %% ../nbs/16_demo.ipynb #1f97b4e3
+def case_table(cases):
     "The same table for a terminal; a star marks the best of each case."
     header, rows, strong = result_rows(cases)
-    return plain_table([header, *([o + ("*" if (i, j) in strong else " ") if j > 1 else o for j, o in enumerate(r)] for i, r in enumerate(rows))])
+    return text_table([header, *([o + ("*" if (i, j) in strong else " ") if j > 1 else o for j, o in enumerate(r)] for i, r in enumerate(rows))])
 
 # %% ../nbs/16_demo.ipynb #03ef85fc
 def held_out(

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from pconv_course import bench as B
 from pconv_course.bench import (SETTINGS, NaotoUNet, NvidiaUNet, Task, adam, bench, between, chart, check_layer, compare, entrants, find_peers,
-                                measure, networks, options, parts_chart, peak_bytes, quick, race, reached, rotated, rows, run_file, seconds,
-                                step_in_parts, tasks, text_table, vgg_shaped)
+                                measure, mode_table, networks, options, parts_chart, peak_bytes, quick, race, reached, rotated, rows, run_file, seconds,
+                                step_in_parts, tasks, vgg_shaped)
 from pconv_course.commands import UsageError
 from pconv_course.fast import FastPConvUNet
 from pconv_course.losses import InpaintLoss, random_features
@@ -220,7 +220,7 @@ def test_record(record, tmp_path):
     assert set(record['details']) == {'decoder', 'kernels_twice', 'chunks', 'parts', 'masks', 'import'}
     assert [c['chunk'] for c in record['details']['chunks']] == [1, 2] and record['details']['chunks'][-1]['ratio'] == 1
     assert len(record['details']['decoder']) == 2*3 and min(record['details']['masks'].values()) > 0
-    text = text_table(record, 'one thread')
+    text = mode_table(record, 'one thread')
     assert len(text.splitlines()) == 15 and 'NVIDIA' in text
     assert len(chart(record, 'one thread').axes) == 5 and parts_chart(record).axes
     assert len(reached(record)) == len(B.GOALS) and {r['met'] for r in reached(record)} <= {'yes', 'no', 'not measured'}
@@ -237,7 +237,7 @@ def test_goals_know_their_direction():
 
 def test_a_column_that_was_not_measured():
     row = dict(mode='m', net='n', precision='fp32', step=1., step_q1=.9, step_q3=1.1)
-    assert text_table(dict(rows=[row]), 'm').splitlines()[1].split() == ['n', 'fp32', '-', '1.000', '(0.900-1.100)', '-', '-', '-']
+    assert mode_table(dict(rows=[row]), 'm').splitlines()[1].split() == ['n', 'fp32', '-', '1.000', '(0.900-1.100)', '-', '-', '-']
     assert len(chart(dict(rows=[row]), 'm').axes) == 1
 
 

@@ -116,7 +116,7 @@ def test_commands_return_nothing(monkeypatch):
     monkeypatch.setattr("pconv_course.train.train", lambda *a, **k: dict(images=1, minutes=1.))
     assert commands.pconv_train(out="x") is None
     monkeypatch.setattr("pconv_course.demo.demo", lambda *a, **k: dict(cases={}, total_minutes=1.))
-    monkeypatch.setattr("pconv_course.demo.text_table", lambda c: "")
+    monkeypatch.setattr("pconv_course.demo.case_table", lambda c: "")
     assert commands.pconv_demo(out="x") is None
     monkeypatch.setattr("pconv_course.trials.run_trials", lambda *a: a)
     monkeypatch.setattr("pconv_course.trials.trial_table", seen.append)

@@ -75,8 +75,8 @@ def test_report_escapes_names(made):
     assert "<script" not in page and "<b>run" not in page and "&lt;script&gt;x" in page
 
 
-def test_text_table_marks_the_best(made):
-    lines = D.text_table(made[1]["cases"]).splitlines()
+def test_case_table_marks_the_best(made):
+    lines = D.case_table(made[1]["cases"]).splitlines()
     assert len(lines) == 1 + 3*3 and max(map(len, lines)) <= 120 and "\n".join(lines).count("*") >= 12
 
 

@@ -18,10 +18,12 @@ import onnx
 from safetensors.torch import save_file
 
 from pconv_course import export
+from pconv_course.commands import MissingPackage
 from pconv_course.core import InputError
 from pconv_course.export import (check_export, core_graph, decibel, export_onnx, frame_text, from_pretrained, hub_class, join, metadata,
-                                 open_model, open_onnx, pconv_export, record_export, run_onnx, run_torch, save_pretrained, shrink, weights_hash)
+                                 open_model, open_onnx, pconv_export, record_export, run_onnx, run_torch, save_pretrained, shrink)
 from pconv_course.fast import build_unet
+from pconv_course.pretrained import weights_hash
 
 
 def tame(depth=3, width=8, seed=0, formula="paper"):
@@ -190,7 +192,7 @@ def test_missing_and_damaged_files(tmp_path):
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, net):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(InputError, match=r"pip install 'pconv_course\[onnx\]'"): core_graph(net)
+    with pytest.raises(MissingPackage, match=r"^onnxscript is missing; install it: pip install 'pconv_course\[onnx\]'$"): core_graph(net)
 
 
 def saved(net, path):
