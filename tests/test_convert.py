@@ -100,7 +100,7 @@ def stir(net, seed=0):
         if not v.is_floating_point() or 'mask_' in k: continue
         if k.endswith('running_var'): v.copy_(torch.rand(v.shape, generator=g)*.5 + .1)
         elif '.bn.' in k or k.endswith('bias'): v.copy_(torch.rand(v.shape, generator=g)*.6 - .2)
-        else: v.copy_(torch.randn(v.shape, generator=g)*v[0].numel()**-.5*1.5)
+        else: v.copy_(torch.randn(v.shape, generator=g)*v[0].numel()**(.5 if 'input_conv' in k else -.5)*1.5)  # naoto0804's divides by sum(M)
     net.eval()  # naoto0804's returns nothing
     return net.requires_grad_(False)
 
@@ -136,7 +136,7 @@ def test_their_numbers(layout, depth, width, impl):
     ours.load_state_dict(rename(theirs.state_dict(), net, layout))
     assert type(ours) is (AdoptedFastUNet if impl == 'fast' else AdoptedUNet)
     for known in (1, .4, .02, 0):
-        x, m = pictures(known, 128, 256)
+        x, m = pictures(known, max(16, 2**depth), max(16, 2**(depth + 1)))
         want = theirs(x, m)
         assert want.std() > 1e-3 or known == 0
         scale = max(1., want.abs().max().item())
@@ -174,7 +174,7 @@ def test_a_forgotten_habit_shows(layout, habit):
     if habit == 'formula': config |= dict(formula=dict(v1='paper', paper='v1')[config['formula']])
     if habit == 'colours': mine = flip_colours(mine)
     if habit == 'bias': mine = {k: 0*v if k in ('enc.0.bn.bias', 'dec.2.conv.bias') else v for k, v in mine.items()}
-    if habit == 'batch norm': mine = {k: v*2 if 'running_var' in k else v for k, v in mine.items()}
+    if habit == 'batch norm': mine = {k: v + .1 if 'running_mean' in k else v for k, v in mine.items()}
     other = build_unet(config).eval().requires_grad_(False)
     other.load_state_dict(mine)
     assert off(other) > 1e-3, kind
@@ -207,7 +207,7 @@ def test_naoto_s_own_network(depth, tmp_path):
     assert config['model']['depth'] == depth and config['model']['formula'] == 'v1'
     mean, std = IMAGENET
     for known in (.5, .02):
-        x, m = pictures(known, 128, 256)
+        x, m = pictures(known, 2**depth, 2**(depth + 1))
         m3 = m.expand_as(x).contiguous()
         single, _ = load_model(tmp_path/'out')
         with torch.no_grad(): got = single(x.float(), m.float())

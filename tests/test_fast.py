@@ -44,7 +44,7 @@ def worst(got, want):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(16, 70), st.integers(16, 70), st.integers(1, 3), st.integers(2, 4), st.integers(1, 3),
-       st.sampled_from([0, .01, .3, .9, 1]), st.sampled_from(['paper', 'v1']), st.booleans(), st.integers(0, 99))
+       st.sampled_from([0, .01, .3, .9, 1]), st.sampled_from(['paper', 'v1', 'raw']), st.booleans(), st.integers(0, 99))
 def test_equals_readable_in_float64(h, w, b, depth, width, known, formula, training, seed):
     readable, fast = pair(depth, width, seed, torch.float64, formula=formula, max_width=5)
     (x, m), alone = example(b, h, w, known=known, seed=seed, dtype=torch.float64), b == 1 and max(h, w) <= 2**depth
@@ -67,7 +67,7 @@ def test_equals_readable_in_float32(training, known):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(16, 200), st.integers(16, 200), st.integers(2, 6), st.floats(0, 1), st.sampled_from(['paper', 'v1']))
+@given(st.integers(16, 200), st.integers(16, 200), st.integers(2, 6), st.floats(0, 1), st.sampled_from(['paper', 'v1', 'raw']))
 def test_masks_and_ratios_by_stage(h, w, depth, known, formula):
     net = FastPConvUNet(depth, 2, formula=formula)
     _, m = example(2, h, w, known=known**4)

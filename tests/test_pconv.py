@@ -87,6 +87,8 @@ def test_window_by_hand():
     x, m, w = torch.tensor([[2., 4], [6, 8]]), torch.tensor([[1., 0], [1, 0]]), torch.tensor([[1., 10], [2, 20]])
     assert pconv_window(x, m, w, 5.) == (2*1 + 6*2)*4/2 + 5
     assert pconv_window(x, m, w, 5., formula='v1') == (2*1 + 6*2)/2 + 5
+    assert pconv_window(x, m, w, 5., formula='raw') == 2*1 + 6*2 + 5
+    assert pconv_window(x, 0*m, w, 5., formula='raw') == 0
     assert pconv_window(x, 0*m, w, 5.) == 0
     assert pconv_window(x.masked_fill(m == 0, float('nan')), m, w, 5.) == pconv_window(x, m, w, 5.)
 
@@ -158,6 +160,14 @@ def test_v1_is_the_paper_with_weights_over_n_win():
     layer.formula, layer.weight.data = 'v1', layer.weight.data*36
     assert_close(layer(x, m), want, **EXACT)
 
+def test_raw_is_a_convolution_with_black_holes():
+    torch.manual_seed(0)
+    layer, x, m = PartialConv2d(4, 6, 3, padding=1, formula='raw').double(), torch.randn(2, 4, 8, 8).double(), (torch.rand(2, 1, 8, 8) < .2).double()
+    y, m_out = layer(x.masked_fill(m == 0, float('nan')), m)
+    assert_close(y, layer._conv_forward(x*m, layer.weight, layer.bias)*m_out, **EXACT)
+    layer.formula = 'paper'
+    assert torch.equal(layer(x, m)[1], m_out) and (m_out == 0).any() and not torch.allclose(layer(x, m)[0], y)
+
 # Wrong versions must not get through
 
 @pytest.mark.parametrize('wrong', ['no n_win', 'no factor', 'padding is known', 'count off by one'])
@@ -212,6 +222,7 @@ def test_ratio_needs_no_epsilon():
     s = torch.tensor([0., 1, 9])
     assert_close(window_ratio(s, 9), torch.tensor([0., 9, 1]))
     assert_close(window_ratio(s, 9, 'v1'), torch.tensor([0, 1, 1/9]))
+    assert window_ratio(s, 9, 'raw').tolist() == [0, 1, 1]
     assert window_ratio(s.half(), 9).isfinite().all()
 
 # Manners of a module

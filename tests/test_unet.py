@@ -64,7 +64,7 @@ def test_state_dict_names():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(16, 50), st.integers(16, 50), st.integers(2, 4), st.sampled_from([0, .02, .3, .9, 1]),
-       st.sampled_from(['paper', 'v1']), st.booleans(), st.integers(0, 99))
+       st.sampled_from(['paper', 'v1', 'raw']), st.booleans(), st.integers(0, 99))
 def test_equals_full_masks(h, w, depth, known, formula, training, seed):
     net = tiny(depth, 2, seed, formula=formula).double().train(training)
     x, m = (t.double() for t in example(2, h, w, known=known, seed=seed))

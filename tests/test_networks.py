@@ -1,0 +1,328 @@
+"The two networks to compare with: what they are, and that everything which takes a network takes them."
+import copy
+import json
+import pickle
+import warnings
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.testing import assert_close
+
+from pconv_course import evaluate as E
+from pconv_course.core import InputError, read_json
+from pconv_course.fast import FastPConvUNet, PlainUNet, build_unet, flops
+from pconv_course.inpaint import inpaint, open_model
+from pconv_course.networks import GatedConv2d, GatedUNet
+from pconv_course.pretrained import load_model
+from pconv_course.train import Phase, Recipe, recipe_from, recipe_model, recipe_with, saved_before, train
+from pconv_course.unet import PConvUNet
+
+NETWORKS = ('partial', 'plain', 'gated')
+TINY = Recipe(name='tiny', size=32, n_faces=12, valid=.34, n_masks=8, depth=3, width=4, bs=4, min_steps=1, phases=(Phase(1e-3, epochs=2),))
+
+
+def tiny(network, impl='fast', depth=3, width=4, seed=0):
+    torch.manual_seed(seed)
+    return build_unet(dict(network=network, depth=depth, width=width), impl)
+
+
+def example(h=40, w=56, known=.4, n=2, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, h, w, generator=g), (torch.rand(n, 1, h, w, generator=g) < known).float()
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request): return request.param
+
+
+# The gated convolution
+
+def test_gated_convolution_by_hand():
+    layer = GatedConv2d(1, 1, 2, bias=False).double().requires_grad_(False)
+    layer.weight.copy_(torch.tensor([[[[1., 2], [3, 4]]]]))
+    layer.gate.weight.copy_(torch.tensor([[[[0., 0], [0, 1]]]]))
+    layer.gate.bias.fill_(-2)
+    x = torch.tensor([[[[1., 0], [2, 3]]]]).double()
+    assert_close(layer(x).item(), (1 + 6 + 12)/(1 + np.exp(-(3 - 2))))
+    assert_close(layer(-x, torch.relu).item(), 0.)  # phi acts on the features alone
+    assert_close(layer(x, lambda y: 2*y).item(), 2*layer(x).item())
+
+
+def test_a_gate_of_ones_is_a_plain_convolution():
+    torch.manual_seed(0)
+    layer, x = GatedConv2d(4, 6, 3, stride=2, padding=1, groups=2), torch.randn(2, 4, 9, 8)
+    plain = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    plain.load_state_dict({k: v for k, v in layer.state_dict().items() if 'gate' not in k})
+    with torch.no_grad(): layer.gate.weight.zero_(), layer.gate.bias.fill_(40)
+    assert torch.equal(layer(x), plain(x))
+    with torch.no_grad(): layer.gate.bias.fill_(-200)
+    assert torch.equal(layer(x), 0*plain(x))
+    with torch.no_grad(): layer.gate.bias.zero_()
+    assert_close(layer(x), plain(x)/2)
+
+
+def test_gradient_of_the_gate():
+    torch.manual_seed(0)
+    layer, x = GatedConv2d(2, 3, 3, padding=1).double(), torch.randn(1, 2, 5, 4).double().requires_grad_()
+    names, params = zip(*layer.named_parameters())
+    f = lambda x, *p: torch.func.functional_call(layer, dict(zip(names, p)), (x, torch.tanh))
+    assert torch.autograd.gradcheck(f, (x, *params))
+    layer(x).sum().backward()
+    assert layer.gate.weight.grad.abs().min() > 0
+
+
+def test_gated_is_a_conv2d_with_a_gate():
+    assert list(GatedConv2d(3, 4, 3, bias=False).state_dict()) == ['weight', 'gate.weight', 'gate.bias']
+    layer = GatedConv2d(3, 4, (5, 3), stride=2, padding=(2, 1), dilation=2)
+    assert isinstance(layer, nn.Conv2d) and layer.gate.weight.shape == layer.weight.shape == (4, 3, 5, 3)
+    assert (layer.gate.stride, layer.gate.padding, layer.gate.dilation) == ((2, 2), (2, 1), (2, 2))
+
+
+# The networks
+
+def test_shapes_of_the_stages_are_the_paper_s():
+    ours, gated = PConvUNet(5, 8), GatedUNet(5, 8)
+    x, m = example(64, 64)
+    feats = [f.shape for f in gated.eval().encode(x, m)[0]]
+    assert feats == [(2, 4, 64, 64)] + [f.shape for f, _ in ours.eval().encode(x, m)[1:]]
+    for a, b in zip([*ours.enc, *ours.dec], [*gated.enc, *gated.dec]):
+        assert (a.conv.kernel_size, a.conv.stride, a.conv.out_channels) == (b.conv.kernel_size, b.conv.stride, b.conv.out_channels)
+        assert type(a.bn) is type(b.bn) and type(a.act) is type(b.act) and isinstance(b.conv, GatedConv2d) == (b is not gated.dec[-1])
+    assert gated.enc[0].conv.in_channels == 4 and gated.dec[-1].conv.in_channels == 8 + 3 + 1 and gated.dec[-1].conv.bias is not None
+
+
+def test_gated_forward_written_a_second_time():
+    net = tiny('gated', 'readable').double().eval().requires_grad_(False)
+    for k, v in net.named_buffers():
+        if v.is_floating_point(): v.uniform_(.5, 1.5)
+    x, m = (v.double() for v in example())
+    def stage(s, y, stride):
+        c = s.conv
+        f = F.conv2d(y, c.weight, None, stride, c.kernel_size[0]//2)
+        if isinstance(s.bn, nn.BatchNorm2d): f = (f - s.bn.running_mean[:, None, None])/(s.bn.running_var[:, None, None] + 1e-5).sqrt()
+        f = torch.where(f > 0, f, f*getattr(s.act, 'negative_slope', 0.))
+        return f/(1 + torch.exp(-F.conv2d(y, c.gate.weight, c.gate.bias, stride, c.kernel_size[0]//2)))
+    y = [torch.cat([x*m, m], 1)]
+    for s in net.enc: y.append(stage(s, y[-1], 2))
+    up = y.pop()
+    for s in net.dec[:-1]: up = stage(s, torch.cat([up.repeat_interleave(2, 2).repeat_interleave(2, 3), y.pop()], 1), 1)
+    last = net.dec[-1].conv
+    want = F.conv2d(torch.cat([up.repeat_interleave(2, 2).repeat_interleave(2, 3), y.pop()], 1), last.weight, last.bias, padding=1)
+    assert_close(net(x, m), want)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_both_forms_are_the_same_function(network, training):
+    readable = tiny(network, 'readable', 5, 4).double().train(training)
+    fast = build_unet(readable.config).double().train(training)
+    fast.load_state_dict(readable.state_dict())
+    x, m = (v.double() for v in example(70, 45))
+    results = []
+    for net in (readable, fast):
+        out = net(x.masked_fill(m == 0, torch.nan), m)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), net.parameters()), *net.buffers()])
+    for a, b in zip(*results, strict=True): assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert all(g.abs().max() > 0 for g in results[0][1:1 + len(list(readable.parameters()))])
+
+
+def test_what_is_under_the_hole_does_not_matter(network):
+    net, (x, m) = tiny(network), example()
+    for state in (net.train(), net.eval()):
+        want = copy.deepcopy(state)(x, m)
+        for value in (torch.nan, torch.inf, 0, -7): assert torch.equal(copy.deepcopy(state)(x.masked_fill(m == 0, value), m), want)
+    inp = x.clone().requires_grad_()
+    net(inp, m).square().sum().backward()
+    assert (inp.grad*(1 - m) == 0).all() and inp.grad.isfinite().all()
+
+
+def test_any_size_one_mask_for_all_and_crops(network):
+    net = tiny(network).eval().requires_grad_(False)
+    for h, w in ((16, 16), (17, 31), (50, 23)):
+        x, m = example(h, w)
+        assert net(x, m).shape == x.shape
+        padded = net(F.pad(x, (0, -w % 8, 0, -h % 8), value=9.), F.pad(m, (0, -w % 8, 0, -h % 8)))
+        assert_close(net(x, m), padded[..., :h, :w])
+        assert_close(net(x, m[:1]), net(x, m[:1].expand(2, -1, -1, -1)))
+    for bad in ((torch.rand(1, 3, 8, 8), torch.ones(1, 1, 8, 8)), (torch.rand(1, 4, 32, 32), torch.ones(1, 1, 32, 32)), (torch.rand(1, 3, 32, 32), torch.ones(1, 3, 32, 32))):
+        with pytest.raises(ValueError, match='give'): net(*bad)
+
+
+def test_who_sees_the_mask():
+    black, m = example()
+    black = black*m
+    told = {k: not torch.equal(net(black, m), net(black, 0*m + 1)) for k in NETWORKS for net in [tiny(k).eval()]}
+    assert told == dict(partial=True, plain=False, gated=True)
+
+
+def test_frozen_encoder(network):
+    net, (x, m) = tiny(network), example()
+    net.freeze_encoder_bn()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net.train()(x, m).square().mean().backward()
+    after = net.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith('enc'))
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith('dec') and 'running' in k)
+    assert all(s.bn.weight.grad is None for s in net.enc[1:]) and all(s.conv.weight.grad.abs().max() > 0 for s in net.enc)
+    if network == 'gated': assert all(s.conv.gate.weight.grad.abs().max() > 0 for s in net.enc)
+    assert net.freeze_encoder_bn(False).enc[1].bn.training
+
+
+def test_copy_pickle_layout_and_16_bits(network):
+    net, (x, m) = tiny(network).eval().requires_grad_(False), example()
+    want = net(x, m)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), net.to(memory_format=torch.channels_last)): assert_close(other(x, m), want, rtol=1e-4, atol=1e-5)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast('cpu', dtype=dtype): y = net(x.masked_fill(m == 0, torch.nan), m)
+        assert_close(y.float(), want, rtol=.1, atol=.1*want.abs().max().item())
+
+
+def test_empty_and_whole_masks(network):
+    net, (x, m) = tiny(network), example()
+    for mask in (0*m, 0*m + 1):
+        net.zero_grad()
+        net(x, mask).square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_gated_network_learns():
+    "One batch is overfitted; gates included."
+    net, (x, m) = tiny('gated', width=8), example(32, 32)
+    opt, gates = torch.optim.Adam(net.parameters(), 1e-2), [s.conv.gate.weight.clone() for s in net.enc]
+    losses = []
+    for _ in range(60):
+        opt.zero_grad()
+        loss = (net(x, m) - x).abs().mean()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    assert losses[-1] < .4*losses[0]
+    assert all((s.conv.gate.weight - g).abs().max() > 1e-3 for s, g in zip(net.enc, gates))
+
+
+def test_costs():
+    with torch.device('meta'):
+        x, m = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64)
+        work = {k: flops(lambda: net(x, m)) for k in NETWORKS for net in [build_unet(dict(network=k, depth=5, width=16), 'readable').eval()]}
+    assert work['partial'] == work['plain'] and 1.9 < work['gated']/work['plain'] < 2.05
+
+
+# build_unet
+
+def test_build_unet_by_name(network):
+    kind = dict(partial=(PConvUNet, FastPConvUNet), plain=(PlainUNet, PlainUNet), gated=(GatedUNet, GatedUNet))[network]
+    nets = [tiny(network, impl) for impl in ('readable', 'fast')]
+    assert tuple(type(n) for n in nets) == kind and nets[0].config == nets[1].config
+    assert list(nets[0].state_dict()) == list(nets[1].state_dict()) == list(build_unet(nets[0].config).state_dict())
+    assert json.loads(json.dumps(nets[0].config)) == nets[0].config == build_unet(json.loads(json.dumps(nets[0].config))).config
+    assert nets[0].config.get('network', 'partial') == network and ('network' in nets[0].config) == (network != 'partial')
+    if network != 'partial': assert [n.decoder for n in nets] == ['concat', 'transposed']
+
+
+def test_build_unet_refuses():
+    for config, word in ((dict(network='dense'), 'dense'), (dict(network='gated', depth=1), 'depth'), (dict(network='gated', decoder='sum'), 'sum')):
+        with pytest.raises((ValueError, TypeError), match=word): build_unet(config)
+    with pytest.raises(ValueError, match='sum'): GatedUNet(2, 2, decoder='sum')
+    with pytest.raises(ValueError, match='quick'): build_unet(dict(network='gated'), 'quick')
+
+
+# Recipes, runs, commands
+
+def test_recipe_names_its_network(network):
+    net = recipe_model(replace(TINY, network=network))
+    assert net.config == tiny(network).config
+    again = recipe_model(replace(TINY, network=network))
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values()))
+
+
+def test_recipes_that_make_no_sense():
+    with pytest.raises(InputError, match='network=.dense.: give one of partial, plain, gated'): replace(TINY, network='dense')
+    for k in ('plain', 'gated'):
+        with pytest.raises(InputError, match='is for partial convolutions'): replace(TINY, network=k, formula='raw')
+    assert recipe_with(TINY, formula='raw').formula == 'raw'
+
+
+def test_saved_recipes_of_before():
+    d = asdict(TINY)
+    old = {k: v for k, v in d.items() if k != 'network'}
+    assert recipe_from(old) == TINY and recipe_from(old).network == 'partial'
+    older = {k: v for k, v in old.items() if k not in ('impl', 'channels_last', 'accumulate', 'chunk', 'features_reduce', 'ema', 'start')}
+    assert saved_before(older) and not saved_before(old)
+    assert recipe_from(older).network == 'partial' and recipe_from(older).impl == 'readable'
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "A finished run of each network."
+    folder = tmp_path_factory.mktemp('runs')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        for k in NETWORKS: train(replace(TINY, network=k), out=folder/k, progress=False, device='cpu')
+    return folder
+
+
+def test_runs_are_loaded(runs, network):
+    for impl in ('fast', 'readable'):
+        net, config = load_model(runs/network, impl=impl)
+        assert config['recipe']['network'] == network and config['model'] == net.config == tiny(network).config
+    assert read_json(runs/network/'result.json')['finished']
+    x, m = example(32, 32)
+    fast, readable = (load_model(runs/network, impl=impl)[0] for impl in ('fast', 'readable'))
+    with torch.no_grad(): assert_close(fast(x, m), readable(x, m), rtol=1e-4, atol=1e-4)
+
+
+def test_interrupted_and_the_same(runs, network, tmp_path):
+    from fastai.callback.core import Callback, CancelFitException
+
+    class Stop(Callback):
+        order = 90
+        def before_epoch(self):
+            if self.epoch == 1: raise CancelFitException
+    recipe = replace(TINY, network=network)
+    train(recipe, out=tmp_path/'run', progress=False, device='cpu', cbs=[Stop()])
+    assert not read_json(tmp_path/'run'/'result.json')['finished']
+    other = dict(partial='gated', plain='partial', gated='plain')[network]
+    with pytest.raises(InputError, match=f'network: {network} -> {other}'): train(replace(recipe, network=other), out=tmp_path/'run', resume=True, progress=False, device='cpu')
+    train(None, out=tmp_path/'run', resume=True, progress=False, device='cpu')
+    whole, parts = (load_model(d)[0].state_dict() for d in (runs/network, tmp_path/'run'))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_a_run_begins_from_its_own_kind(runs, network, tmp_path):
+    recipe = replace(TINY, phases=(Phase(1e-4, epochs=1),), start=str(runs/network))
+    result = train(replace(recipe, network=network), out=tmp_path/'same', progress=False, device='cpu')
+    assert result['start']['name'] == network
+    for other in NETWORKS:
+        if other == network: continue
+        with pytest.raises(InputError, match=f'network {network}, here {other}'): train(replace(recipe, network=other), out=tmp_path/other, progress=False, device='cpu')
+
+
+def test_other_impl_may_begin_from_it(runs, network, tmp_path):
+    recipe = replace(TINY, network=network, impl='readable', phases=(Phase(1e-4, epochs=1),), start=str(runs/network))
+    assert train(recipe, out=tmp_path/'run', progress=False, device='cpu')['finished']
+
+
+def test_inpaint_and_evaluate_take_it(runs, network, tmp_path):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), np.uint8))
+    mask = np.ones((48, 60), np.uint8)
+    mask[10:30, 20:40] = 0
+    out = np.asarray(inpaint(photo, mask, hole='black', model=open_model(runs/network)))
+    assert out.shape == (48, 60, 3) and (out[mask == 1] == np.asarray(photo)[mask == 1]).all() and (out[mask == 0] != np.asarray(photo)[mask == 0]).any()
+    method = E.network(runs/network/'model.safetensors')
+    assert method.sha256 != E.network(runs/dict(partial='gated', plain='partial', gated='plain')[network]/'model.safetensors').sha256
+
+
+def test_onnx_takes_it(runs, network, tmp_path):
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    from pconv_course.export import export_onnx, open_onnx, run_onnx, run_torch
+    net, config = load_model(runs/network)
+    assert export_onnx(net, tmp_path/'net.onnx', config)['worst'] <= 1
+    g = np.random.default_rng(0)
+    image, mask = g.integers(0, 256, (1, 45, 37, 3), np.uint8), (g.random((1, 45, 37)) < .5).astype(np.uint8)
+    got = run_onnx(open_onnx(tmp_path/'net.onnx'), image, mask).astype(int)
+    assert np.abs(got - run_torch(net, image, mask)).max() <= 1
