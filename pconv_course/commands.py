@@ -264,11 +264,11 @@ def need(
     try: return [importlib.import_module(n) for n in names]
     except ImportError as e: raise MissingPackage(f"{e.name or e} is missing; install it: pip install 'pconv_course[{extra}]'") from None
 
-# %% ../nbs/15_commands.ipynb #8c225867
+# %% ../nbs/15_commands.ipynb #75db7c48
 @call_parse
 @clean_exit("pconv_app")
 def pconv_app(
-    photo: Param("photo to open; a drawn face when absent, others can be opened in the page", str, nargs="?") = None,
+    photo: Param("photo to open; a drawn face when absent, others can be opened in the page", str, opt=False, nargs="?") = None,
     model: str = None,  # a run's folder or its model.safetensors; the network that comes with the package when absent
     port: int = 8866,  # the page is at http://localhost:PORT
     no_browser: bool = False,  # only serve the page?

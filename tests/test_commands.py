@@ -144,6 +144,11 @@ def test_without_the_packages_of_the_app(without, missing):
     assert (code, err) == (0, "") and "--port" in out
 
 
+def test_the_photo_of_the_app_is_a_word_not_an_option(shell):
+    code, out, err = shell("pconv_app", "me.jpg", "--no-browser")
+    assert (code, out, err) == (2, "", "pconv_app: error: me.jpg: no such file; check the path\n")
+
+
 def test_the_widget_without_anywidget_is_one_line(without):
     code, out, err = without(sys.executable, "-W", "ignore", "-c", "import pconv_course.widget", modules=["anywidget"])
     assert code == 1 and err.splitlines()[-1] == "pconv_course.commands.MissingPackage: anywidget is missing; install it: pip install 'pconv_course[app]'"

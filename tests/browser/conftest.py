@@ -1,14 +1,18 @@
 """A real browser (Debian's chromium by playwright) and three servers, voila, JupyterLab and Notebook 7, on the same small notebook."""
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHROMIUM = os.environ.get("PCONV_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOTS = Path(os.environ.get("PCONV_SHOTS", "")) if os.environ.get("PCONV_SHOTS") else None
@@ -32,18 +36,21 @@ def free_port():
         return s.getsockname()[1]
 
 
-def serve(command, port, folder, seconds=90):
+def wait_for(server, port, log, seconds=90):
+    "Wait until a server answers."
+    for _ in range(4*seconds):
+        assert server.poll() is None, log.read_text()[-3000:]
+        try: return socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except OSError: time.sleep(.25)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def serve(command, port, folder):
     "Start a server, wait until it answers, end it (and only it) afterwards."
     with open(folder/"server.log", "wb") as log:
         server = subprocess.Popen([sys.executable, "-m", *command], cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
-            for _ in range(4*seconds):
-                assert server.poll() is None, (folder/"server.log").read_text()[-3000:]
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=5).close()
-                    break
-                except OSError: time.sleep(.25)
-            else: raise AssertionError((folder/"server.log").read_text()[-3000:])
+            wait_for(server, port, folder/"server.log")
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
@@ -80,6 +87,30 @@ def lab_url(notebook): yield from jupyter("jupyterlab", "LabApp", notebook.paren
 
 @pytest.fixture(scope="session")
 def notebook7_url(notebook): yield from jupyter("notebook", "JupyterNotebookApp", notebook.parent)
+
+
+class App:
+    "The installed `pconv_app`, serving a photo in a group of processes of its own, as a terminal has one."
+    def __init__(self, folder):
+        self.log, self.port = folder/"app.log", free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.photo = np.repeat(np.linspace(40, 200, 200).astype(np.uint8)[None, :, None], 150, 0).repeat(3, 2)
+        Image.fromarray(self.photo).save(folder/"photo.png")
+        command = [Path(sys.executable).parent/"pconv_app", "photo.png", "--no-browser", f"--port={self.port}"]
+        with open(self.log, "wb") as log: self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        wait_for(self.process, self.port, self.log)
+
+    def ctrl_c(self):
+        "What a terminal does; the exit code and everything that was printed."
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(30), self.log.read_text()
+
+
+@pytest.fixture
+def app(tmp_path):
+    app = App(tmp_path)
+    yield app
+    with contextlib.suppress(ProcessLookupError): os.killpg(app.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What a person does with the widget, done by a real browser, in voila, JupyterLab and Notebook 7."""
 import io
+import socket
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -219,3 +220,26 @@ def test_nothing_of_ours_fails_or_is_fetched_from_elsewhere(desk):
     assert not [e for e in desk.page.errors if "pconv" in e or "widget.js" in e], desk.page.errors
     foreign = desk.page.hosts - {"127.0.0.1", "localhost", None}
     assert foreign <= ({"cdn.jsdelivr.net"} if desk.page.where == "voila" else set()), "voila's own template asks there for its icons, nobody else does"
+
+
+def test_the_installed_command(chromium, app, shot):
+    "`pconv_app photo.png`: the photo is there, the network of the package fills what is drawn, Ctrl-C ends it all with one line."
+    page = chromium.new_page(viewport=dict(width=1100, height=1000))
+    page.set_default_timeout(120_000)
+    page.goto(app.url, wait_until="commit")
+    page.wait_for_function("[...document.querySelectorAll('.pconv-after')].filter(i => i.complete && i.naturalWidth == 200).length == 1")
+    desk = Desk(page)
+    assert np.array_equal(desk.picture(), app.photo) and desk.button("Undo").is_disabled()
+    desk.stroke((.2, .3), (.7, .6))
+    hole = desk.hole()
+    assert .005 < hole.mean() < .1
+    desk.button("Fill the hole").click()
+    page.wait_for_function("document.querySelector('.pconv-status')?.innerText.startsWith('filled')")
+    desk.until(lambda: not desk.hole().any(), "the hole is gone")
+    changed = (desk.picture() != app.photo).any(2)
+    assert (changed <= hole).all() and changed[hole].mean() > .5, "known pixels stay, the hole is filled"
+    shot(page, "app-filled")
+    page.close()
+    code, said = app.ctrl_c()
+    assert code == 130 and said.splitlines().count("pconv_app: stopped") == 1 and "Traceback" not in said, said[-2000:]
+    with pytest.raises(OSError): socket.create_connection(("127.0.0.1", app.port), timeout=5)
