@@ -1,4 +1,5 @@
 """Any photo, any hole: known pixels are not touched, every hole is filled, nothing is lost, and what can't be done is said."""
+import contextlib
 import json
 import os
 import subprocess
@@ -123,7 +124,7 @@ def test_border_is_matched():
     for feather in (0, 4):
         a = np.where(m[..., None] > 0, photo, np.nan)
         repair([a], [m], GREY, 64, feather=feather)
-        seams[feather] = lib.seam(a, m)
+        seams[feather] = lib.border_step(a, m)
         assert np.isfinite(a).all()
     assert seams[4] < 0.3*seams[0] and seams[0] > 0.05
     out = lib.match_border(photo - 0.1, photo, np.ones((64, 64)), 4)
@@ -453,11 +454,58 @@ def test_huge_photos_stay_within_memory(tmp_path, folder):
 
 # Records
 
-def test_bench_and_compare_write_numbers_only(folder, tiny, monkeypatch):
-    monkeypatch.setattr(lib, "bench_case", lambda px, hole, *a: dict(engine="torch", px=px, hole=hole, seconds=1.))
-    (folder/"speed.json").write_text(json.dumps(dict(rows=[dict(engine="other", px=1), dict(engine="torch", px=2)])))
-    rows = lib.bench_inpaint(folder/"speed.json", sizes=(256,), holes=(0.05,))["rows"]
-    assert [r["engine"] for r in rows] == ["torch", "other"] and read_json(folder/"speed.json")["rows"] == rows
+def test_bench_goes_on_where_it_was_stopped(folder, tiny, monkeypatch):
+    "Every engine, size and share once; rows of an engine that is not measured stay; after Ctrl-C only the rest is measured; other weights begin anew."
+    called = []
+    def case(px, hole, model, repeats, threads, engine):
+        if (px, engine) == (512, stop): raise KeyboardInterrupt
+        called.append((engine, px, hole, model, repeats))
+        return dict(engine=engine, px=px, hole=hole, seconds=1., peak_mib=9)
+    monkeypatch.setattr(lib, "bench_case", case)
+    monkeypatch.setattr(lib, "onnx_file", lambda model, engines: contextlib.nullcontext("net.onnx"))
+    out, how = folder/"speed.json", dict(sizes=(256, 512, 8000), holes=(0.05,))
+    out.write_text(json.dumps(dict(rows=[dict(engine="other", px=1), dict(engine="torch", px=2)])))
+    stop = "onnxruntime"
+    with pytest.raises(KeyboardInterrupt): lib.bench_inpaint(out, folder/"run", **how)
+    assert [c[:2] for c in called] == [("torch", 256), ("torch", 512), ("torch", 8000), ("onnxruntime", 256)] and len(read_json(out)["rows"]) == 2
+    stop = None
+    rows = lib.bench_inpaint(out, folder/"run", **how)["rows"]
+    assert [c[:2] for c in called[4:]] == [("onnxruntime", 512)], "what was measured is not measured again, and 8,000 px are not taken whole"
+    assert [r["engine"] for r in rows] == ["torch"]*3 + ["onnxruntime"]*2 + ["other"] and read_json(out)["rows"] == rows and not Path(f"{out}.part").exists()
+    assert [c[3:] for c in called] == [(folder/"run", 3)]*2 + [(folder/"run", 1)] + [("net.onnx", 3)]*2
+    rows = lib.bench_inpaint(out, folder/"run", engines=("torch",), **how)["rows"]
+    assert [r["engine"] for r in rows] == ["torch"]*3 + ["onnxruntime"]*2 + ["other"] and len(called) == 8
+    Path(f"{out}.part").write_text(json.dumps(dict(config=dict(model="another"), rows=rows)))
+    lib.bench_inpaint(out, folder/"run", **how)
+    assert len(called) == 13
+
+
+def test_a_case_of_the_bench(folder, tmp_path):
+    "Each engine in a process of its own: its peak is not its parent's; too little memory is a row."
+    onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    graph = ('<ir_version: 8, opset_import: ["": 18]> g (uint8[n,h,w,c] image, uint8[n,h,w] mask) => (uint8[n,h,w,c] out) { out = Identity(image) }')
+    onnx.save(onnx.parser.parse_model(graph), tmp_path/"same.onnx")
+    row = lib.bench_case(64, 0.2, tmp_path/"same.onnx", 2, 1, "onnxruntime")
+    assert (row["engine"], row["px"], row["hole"], row["threads"], row["windows"], row["size"]) == ("onnxruntime", 64, 0.2, 1, 1, 64) and row["seconds"] > 0
+    if os.path.exists("/proc/self/status"):
+        own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])/1024
+        assert row["start_mib"] <= row["peak_mib"] < 0.8*own, "this process has torch, that one has not"
+    row = lib.bench_case(64, 0.2, folder/"run", 1, 1)
+    assert row["engine"] == "torch" and row["windows"] >= 1 and row["size"] == 16
+    row = lib.bench_case(64, 0.2, folder/"run", 1, 1, limit=2**28)
+    assert row == dict(engine="torch", px=64, hole=0.2, threads=1, failed="needs more than the 0.2 GiB of memory that were free")
+    with pytest.raises(InputError, match="case of 64 px failed"): lib.bench_case(64, 0.2, tmp_path/"none.onnx", 1, 1, "onnxruntime")
+
+
+def test_table_of_the_bench():
+    rows = [dict(engine="torch", px=256, hole=0.05, windows=1200, seconds=1.234, peak_mib=1700), dict(engine="torch", px=512, hole=0.4, windows=2, seconds=2., peak_mib=9),
+            dict(engine="onnxruntime", px=256, hole=0.05, windows=1, seconds=0.5, peak_mib=8), dict(engine="onnxruntime", px=4000, hole=0.05, failed="needs more")]
+    assert lib.speed_rows(rows) == [["px", "hole", "windows", "torch, s", "onnxruntime, s", "torch, MiB", "onnxruntime, MiB"],
+                                    [256, "5%", "1,200", "1.23", "0.50", "1,700", "8"], [512, "40%", "2", "2.00", "", "9", ""],
+                                    [4000, "5%", "", "", "too large", "", "too large"]]
+
+
+def test_compare_writes_numbers_only(folder, tiny):
     for d in ("images", "masks", "results"): (folder/"set"/d).mkdir(parents=True)
     a, m = picture(1, 64, 64, 3), stroke_mask(np.random.default_rng(0), 64, (0.2, 0.3))
     for d, x in (("images", a), ("masks", 255*m), ("results", np.where(m[..., None] > 0, a, 128).astype(np.uint8))): Image.fromarray(x).save(folder/"set"/d/"1.png")
