@@ -31,12 +31,12 @@ class GatedConv2d(nn.Conv2d):
         "`x` (B,C,H,W) -> phi(features)*sigmoid(gate), (B,C',H',W'); `phi` is an activation or the like."
         return phi(super().forward(x))*self.gate(x).sigmoid()
 
-# %% ../nbs/25_networks.ipynb #fd85784d
+# %% ../nbs/25_networks.ipynb #be0c1f2f
 class _GatedFlow(PConvUNet):
     "How image and mask go through stages with gated convolutions."
     def encode(self, x, m):
         "Image and mask -> list of features, first the image with zeros in the hole and the mask as a further channel; and the mask."
-        feats = [torch.cat([torch.where(m > 0, x, 0), m.expand(len(x), -1, -1, -1)], 1)]
+        feats = [torch.cat([torch.where(m > 0, x, 0), m.expand(x.shape[0], -1, -1, -1)], 1)]
         for s in self.enc: feats.append(s.conv(feats[-1], lambda y: s.act(s.bn(y))))
         return feats, m
 

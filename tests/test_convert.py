@@ -420,3 +420,10 @@ def test_command_in_this_process(file, tmp_path, monkeypatch, capsys):
         err = capsys.readouterr().err
         assert e.value.code == 2 and word in err and err.count('\n') == 1 and err.startswith('pconv_convert: error: ')
     assert not (tmp_path/'x').exists()
+
+
+def test_onnx_takes_it(layout, file, tmp_path):
+    for module in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(module)
+    from pconv_course.export import export_onnx
+    convert(file, tmp_path/'out')
+    assert export_onnx(*load_model(tmp_path/'out')[:1], tmp_path/'net.onnx', load_model(tmp_path/'out')[1])['worst'] <= 1
