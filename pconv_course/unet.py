@@ -20,7 +20,7 @@ class EncoderStage(nn.Module):
         out_channels: int,       # channels that go out
         kernel_size: int,        # odd, px: 7, 5 or 3 in the paper; the padding is `kernel_size//2`
         bn: bool = True,         # batch norm behind the convolution? not in the first stage
-        formula: str = 'paper'): # 'paper' or 'v1', see `PartialConv2d`; else ValueError
+        formula: str = 'paper'): # 'paper', 'v1' or 'raw', see `PartialConv2d`; else ValueError
         super().__init__()
         self.conv = PartialConv2d(in_channels, out_channels, kernel_size, stride=2, padding=kernel_size//2, bias=False, formula=formula)
         self.bn = nn.BatchNorm2d(out_channels) if bn else nn.Identity()
@@ -44,7 +44,7 @@ class DecoderStage(nn.Module):
         up_channels: int,        # channels that come from below
         skip_channels: int,      # channels of the skip; as many go out
         last: bool = False,      # the output stage: a bias, no batch norm, no activation
-        formula: str = 'paper'): # 'paper' or 'v1', see `PartialConv2d`; else ValueError
+        formula: str = 'paper'): # 'paper', 'v1' or 'raw', see `PartialConv2d`; else ValueError
         super().__init__()
         self.channels = up_channels, skip_channels
         self.conv = PartialConv2d(up_channels + skip_channels, skip_channels, 3, padding=1, bias=last, formula=formula)
@@ -119,7 +119,7 @@ class PConvUNet(UNetBase):
         width: int = 64,          # channels of the first stage, doubled from stage to stage
         in_channels: int = 3,     # channels of the image, in and out
         max_width: int|None = None, # channels of the widest stages; None: 8*width
-        formula: str = 'paper'):  # 'paper' or 'v1', see `PartialConv2d`; else ValueError
+        formula: str = 'paper'):  # 'paper', 'v1' or 'raw', see `PartialConv2d`; else ValueError
         super().__init__()
         if min(depth - 1, width, in_channels) < 1: raise ValueError(f"depth={depth}, width={width}, in_channels={in_channels}: give depth >= 2, the others >= 1")
         self.config = dict(depth=depth, width=width, in_channels=in_channels, max_width=max_width, formula=formula)
