@@ -229,7 +229,7 @@ def progressive(learn, run, part):
     "Half the size until `part` of the run is over."
     learn.add_cb(Smaller(run, learn.mask, part))
 
-# %% ../nbs/20_trials.ipynb #a3eca0af
+# %% ../nbs/20_trials.ipynb #a9c26151
 class Sometimes(RunCallback):
     "Feature terms in every `every`-th step only, `every` times as heavy, and not before `begin` of the run is over."
     order = 4
@@ -237,7 +237,7 @@ class Sometimes(RunCallback):
         self.job, self.every, self.begin, self.loss, self.weights = run, every, begin, loss, dict(loss.weights)
 
     def before_batch(self):
-        on = self.job.position.step % self.every == 0 and self.job.fraction() >= self.begin
+        on = self.loss.features is not None and self.job.position.step % self.every == 0 and self.job.fraction() >= self.begin
         self.loss.use_features = on
         self.loss.weights = {k: v*(1 if k not in FEATURE_TERMS else self.every*on) for k, v in self.weights.items()}
 

@@ -119,6 +119,8 @@ def test_features_sometimes(spy):
     assert all(s.weights[0][k] == 4*six.weights[k] and s.weights[1][k] == 0 and s.weights[0]['hole'] == s.weights[1]['hole'] == 6 for k in FEATURE_TERMS)
     s, _ = spy(six, twist=dict(features_late=.5))
     assert s.used == [False]*4 + [True]*4 and s.weights[-1] == six.weights
+    s, _ = spy(twist=dict(features_every=2))
+    assert s.used == [False]*8 and s.weights[0] == TINY.weights
 
 
 def test_curriculum_and_progressive(spy):
