@@ -24,15 +24,15 @@ from .fast import FastPConvUNet, build_unet
 from .inpaint import Dash
 from .unet import PConvUNet
 
-# %% ../nbs/26_convert.ipynb #92efbf02
+# %% ../nbs/26_convert.ipynb #366d4e6b
 def _load(path):
     "What `torch.save` put into `path`, on the CPU. Nothing that the file asks for is called. Raises `InputError`."
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except OSError: raise
     except Exception as e:
         code = re.search(r'GLOBAL ([\w.]+)', str(e)) if isinstance(e, pickle.UnpicklingError) else None
-        if code: raise InputError(f"{path} holds code ({code[1]}), which is not run; ask for a file of tensors alone, or, if you trust it, "
-                                  "load it yourself and torch.save its state dict") from None
+        if code: raise InputError(f"{path} holds code ({code[1]}), which is not run; ask for a file of tensors alone, or, if you "
+                                  "trust it, load it yourself and torch.save its state dict") from None
         raise InputError(f"{path} is not a checkpoint of torch.save, or damaged; fetch it again") from None
 
 # %% ../nbs/26_convert.ipynb #6e57acfd
@@ -43,18 +43,20 @@ def _inner(obj):
         if isinstance(obj.get(k), dict): return _inner(obj[k])
     return obj if obj and all(isinstance(k, str) and torch.is_tensor(v) for k, v in obj.items()) else None
 
-# %% ../nbs/26_convert.ipynb #66d83cc0
+# %% ../nbs/26_convert.ipynb #8f230f77
 def read_state(
     path, # of a checkpoint, as torch.save writes it
 ) -> dict: # name -> tensor
     "The network's tensors in a checkpoint of somebody else. Raises `InputError`; nothing in the file is run."
     path = Path(path).expanduser()
     if not path.is_file(): raise InputError(f"{path}: no such file; give the checkpoint that you have downloaded")
-    if path.suffix == '.safetensors': raise InputError(f"{path}: not a checkpoint of torch.save; a model.safetensors of this library needs no conversion")
+    if path.suffix == '.safetensors':
+        raise InputError(f"{path}: not a checkpoint of torch.save; a model.safetensors of this library needs no conversion")
     state = _inner(_load(path))
     if state is None: raise InputError(f"{path}: no state dict in it, that is names with tensors; give the checkpoint of a network")
     for prefix in ('module.', 'generator.'):
-        if any(k.startswith(prefix) for k in state): state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        state = inside or state
     return state
 
 # %% ../nbs/26_convert.ipynb #8fade232
@@ -114,16 +116,17 @@ class Adopted:
 class AdoptedUNet(Adopted, PConvUNet): "`PConvUNet` around weights of somebody else; arguments: see `Adopted`."
 class AdoptedFastUNet(Adopted, FastPConvUNet): "`FastPConvUNet` around weights of somebody else; arguments: see `Adopted`."
 
-# %% ../nbs/26_convert.ipynb #9abdd611
+# %% ../nbs/26_convert.ipynb #a61ccb77
 def flip_colours(
     state: dict # of a `PConvUNet`
 ) -> dict:
     "The state dict of the network that computes the same with blue and red exchanged, in and out."
-    state, last = dict(state), max((k for k in state if k.endswith('conv.bias')), key=len)[:-len('bias')]
+    last = next(k for k in state if k.startswith('dec.') and k.endswith('conv.bias')).removesuffix('bias')
     first, weight = 'enc.0.conv.weight', state[f'{last}weight']
     c = state[first].shape[1]
     up, skip = weight.split([weight.shape[1] - c, c], 1)
-    return state | {first: state[first].flip(1), f'{last}weight': torch.cat([up, skip.flip(1)], 1).flip(0), f'{last}bias': state[f'{last}bias'].flip(0)}
+    return state | {first: state[first].flip(1), f'{last}weight': torch.cat([up, skip.flip(1)], 1).flip(0),
+                    f'{last}bias': state[f'{last}bias'].flip(0)}
 
 # %% ../nbs/26_convert.ipynb #f312dd61
 @dataclass(frozen=True)
@@ -143,22 +146,24 @@ LAYOUTS = dict(
     mmagic=Layout(mmagic_name, r'encoder\.enc\d+\.conv\.weight', r'\.weight_mask_updater$', bgr=True, home='open-mmlab/mmagic',
                   config=dict(formula='paper', mean=[.5], std=[.5], first_bias=True)))
 
-# %% ../nbs/26_convert.ipynb #56b3b281
+# %% ../nbs/26_convert.ipynb #253b64e2
 def find_layout(
     state: dict,    # name -> tensor
     layout=None     # 'naoto' or 'mmagic'; None: find out
 ) -> tuple:         # name of the layout, depth, width
     "What a state dict is written in. Raises `InputError` when it is none of these layouts."
-    if layout is not None and layout not in LAYOUTS: raise InputError(f"layout {layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
-    found = {name: [k for k in state if re.fullmatch(LAYOUTS[name].stage, k)] for name in ([layout] if layout else LAYOUTS)}
+    if layout not in (None, *LAYOUTS): raise InputError(f"layout {layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
+    asked = [layout] if layout else LAYOUTS
+    found = {name: [k for k in state if re.fullmatch(LAYOUTS[name].stage, k)] for name in asked}
     name, keys = max(found.items(), key=lambda kv: len(kv[1]))
     if len(keys) < 2:
-        raise InputError(f"no {' or '.join(LAYOUTS[k].home for k in found)} layout: it begins with {', '.join(list(state)[:3])}; convert can't read this network")
+        raise InputError(f"not in the layout of {' or '.join(LAYOUTS[k].home for k in found)}: it begins with {', '.join(list(state)[:3])}; "
+                         "convert can't read this network")
     first = LAYOUTS[name].name('enc.0.conv.weight', len(keys))
     if first not in state: raise InputError(f"{first} is missing, although {keys[0]} is there; is the file whole?")
     return name, len(keys), state[first].shape[0]
 
-# %% ../nbs/26_convert.ipynb #2cf81bbc
+# %% ../nbs/26_convert.ipynb #94978ee8
 def rename(
     state: dict,        # theirs, name -> tensor
     net: nn.Module,     # the network to be filled; only names and shapes are used
@@ -171,7 +176,8 @@ def rename(
         if name not in rest and k.endswith('num_batches_tracked'): rest[name] = torch.zeros_like(own, device='cpu')
         if name not in rest: raise InputError(f"{name} is missing ({k} here); is the file whole?")
         result[k] = rest.pop(name)
-        if result[k].shape != own.shape: raise InputError(f"{name} is {tuple(result[k].shape)}, not {tuple(own.shape)} as {k} here; is it another network?")
+        shapes = tuple(result[k].shape), tuple(own.shape)
+        if shapes[0] != shapes[1]: raise InputError(f"{name} is {shapes[0]}, not {shapes[1]} as {k} here; is it another network?")
         if not result[k].isfinite().all(): raise InputError(f"{name} holds nan or infinity; is the file damaged?")
     for k, v in rest.items():
         if not re.search(kind.counters, k): raise InputError(f"{k} has no place in this network; is it another one?")
@@ -192,7 +198,7 @@ def convert_state(
     net.load_state_dict(state)
     return net.eval(), layout
 
-# %% ../nbs/26_convert.ipynb #20852ecc
+# %% ../nbs/26_convert.ipynb #f74400f8
 def convert(
     path,           # of a checkpoint, as torch.save writes it
     out,            # folder for model.safetensors and config.json; it must be new or empty
@@ -200,7 +206,8 @@ def convert(
 ) -> dict:          # what config.json holds
     "Make a folder that `load_model` reads out of a checkpoint of somebody else. Raises `InputError`."
     path, out = Path(path).expanduser(), Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise InputError(f"{out} exists and is not an empty folder; choose another one with -o")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder; choose another one with -o")
     try: net, layout = convert_state(read_state(path), layout)
     except InputError as e: raise InputError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
     home = LAYOUTS[layout].home

@@ -50,9 +50,9 @@ class _GatedFlow(PConvUNet):
         last = self.dec[-1].conv
         return join(x, feats.pop(), last.weight, last.bias), torch.ones_like(m)
 
-# %% ../nbs/25_networks.ipynb #e161233a
+# %% ../nbs/25_networks.ipynb #f4e90ad9
 class GatedUNet(_GatedFlow):
-    "The U-Net of gated convolutions (Yu et al. 2019): the stages of `PConvUNet`, the mask as a channel of the image, no masks after that."
+    "The U-Net of gated convolutions (Yu et al. 2019): stages as in `PConvUNet`, the mask as a channel of the image, no mask after that."
     def __init__(self,
         depth: int = 7,             # stages down, as in `PConvUNet`
         width: int = 64,            # channels of the first stage, doubled from stage to stage
@@ -61,10 +61,12 @@ class GatedUNet(_GatedFlow):
         decoder: str = 'concat'):   # 'concat': `cat_conv`; 'transposed': `up_cat_conv`; else ValueError
         super().__init__(depth, width, in_channels, max_width)
         if decoder not in ('concat', 'transposed'): raise ValueError(f"decoder {decoder!r} is unknown; use 'concat' or 'transposed'")
-        self.config, self.decoder = dict(network='gated', depth=depth, width=width, in_channels=in_channels, max_width=max_width), decoder
+        self.config = dict(network='gated', depth=depth, width=width, in_channels=in_channels, max_width=max_width)
+        self.decoder = decoder
         for s in [*self.enc, *self.dec[:-1]]:
             c = s.conv
-            s.conv = GatedConv2d(c.in_channels + (s is self.enc[0]), c.out_channels, c.kernel_size, c.stride, c.padding, bias=False)
+            c_in = c.in_channels + (s is self.enc[0])
+            s.conv = GatedConv2d(c_in, c.out_channels, c.kernel_size, c.stride, c.padding, bias=False)
         last = self.dec[-1].conv
         self.dec[-1].conv = nn.Conv2d(last.in_channels + 1, last.out_channels, last.kernel_size, padding=last.padding)
         init_he(self)
