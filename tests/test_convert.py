@@ -344,7 +344,7 @@ def test_layout_is_found_or_checked(layout, file):
     assert find_layout(state) == find_layout(state, layout) == (layout, 5, 8)
     with pytest.raises(InputError, match=LAYOUTS[other].home): find_layout(state, other)
     with pytest.raises(InputError, match='unknown'): find_layout(state, 'keras')
-    with pytest.raises(InputError, match="can't read this network"): find_layout({'conv1.weight': torch.ones(2, 2), 'b': torch.ones(1)})
+    with pytest.raises(InputError, match="convert can.t read this network"): find_layout({'conv1.weight': torch.ones(2, 2), 'b': torch.ones(1)})
 
 
 class Code:
