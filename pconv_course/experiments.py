@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'NETWORKS', 'STAGES', 'EXPERIMENTS', 'STEPS', 'Scale', 'network_recipe', 'stage_name', 'save_stage',
-           'stage_callback', 'check_same', 'train_network', 'cost_of', 'half_mask', 'half_bank', 'open_experiment',
-           'networks_of', 'methods_of', 'judge', 'difference', 'verdict', 'overview_rows', 'training_record', 'Job',
-           'run_networks', 'run_experiment', 'run_steps', 'run_ablations_of', 'pconv_experiments']
+           'stage_callback', 'check_same', 'finished', 'train_network', 'cost_of', 'half_mask', 'half_bank',
+           'open_experiment', 'average_face', 'networks_of', 'methods_of', 'judge', 'difference', 'verdict',
+           'overview_rows', 'training_record', 'Job', 'run_networks', 'run_experiment', 'run_steps', 'run_ablations_of',
+           'pconv_experiments']
 
-# %% ../nbs/27_experiments.ipynb #0d72f83b
+# %% ../nbs/27_experiments.ipynb #ee12ab1a
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +105,15 @@ def _plain(recipe):
     import json
     return json.loads(json.dumps(recipe))
 
-# %% ../nbs/27_experiments.ipynb #ff31a1cf
+# %% ../nbs/27_experiments.ipynb #5d179e62
+def finished(folder) -> dict:
+    "What the result.json of a finished run says; empty for any other folder."
+    from pconv_course.core import read_json
+    path = Path(folder)/"result.json"
+    result = read_json(path) if path.is_file() else {}
+    return result if result.get("finished") else {}
+
+# %% ../nbs/27_experiments.ipynb #45a45178
 def train_network(
     recipe,  # a `Recipe`
     data,  # what `train` takes
@@ -113,13 +121,11 @@ def train_network(
     progress=None,  # as in `train`
 ) -> dict:  # what result.json says
     "Train, go on, or only read: whatever is left to do. Raises `InputError`, and `TrainingInterrupted` after Ctrl-C."
-    from pconv_course.core import read_json
     from pconv_course.train import train
     folder = Path(folder)
-    result = read_json(folder/"result.json") if (folder/"result.json").is_file() else {}
-    if result.get("finished"): check_same(folder, recipe, data)
+    if finished(folder): check_same(folder, recipe, data)
     else: train(recipe, data, folder, resume=(folder/"recipe.json").exists(), progress=progress, save_minutes=1., cbs=[stage_callback(folder/"stages")])
-    return read_json(folder/"result.json")
+    return finished(folder)
 
 # %% ../nbs/27_experiments.ipynb #a2cf00b7
 def cost_of(recipe) -> dict:
@@ -173,26 +179,39 @@ def open_experiment(
     if name == "half": half_bank(200, scale.size).save(src)
     return open_pairs(data, src, hole if name == "comparison" else None, valid if data != "drawn" else None, scale.size, scale.pairs)
 
-# %% ../nbs/27_experiments.ipynb #a7d8e0af
+# %% ../nbs/27_experiments.ipynb #e08254de
+def average_face(scale, data="drawn", valid=None, n=512):
+    "A `Method`: the mean of `n` training faces, spread over all of them, in every hole."
+    import torch
+    from pconv_course.core import sha256_of
+    from pconv_course.data import face_dls
+    from pconv_course.evaluate import Method
+    faces = face_dls(data, scale.size, 8, scale.faces if data == "drawn" else None, valid, device="cpu").train.dataset
+    at = torch.linspace(0, len(faces) - 1, min(n, len(faces))).long().tolist()
+    mean = sum(faces[i].double() for i in at).div(len(at)).float()
+    fill = lambda inp, m, numbers: mean.expand(len(inp), -1, -1, -1)
+    return Method("average", "the average face", fill, sha256_of(mean.numpy().tobytes()), dict(kind="average", faces=len(at)))
+
+# %% ../nbs/27_experiments.ipynb #2e05bc97
 def networks_of(folder, scale) -> list:
-    "[(name, title, model.safetensors)] of all networks and stages that are judged, as far as they are trained."
+    "[(name, title, model.safetensors)] of all networks and stages that are judged, as far as their training is finished."
     folder, found = Path(folder), []
     for kind in NETWORKS:
         for k in dict(partial=STAGES[:-1], gated=(2,)).get(kind, ()):
-            found.append((f"{kind}_{stage_name(k)}", f"{kind}, 1/{k} of the images", folder/kind/"stages"/stage_name(k)/"model.safetensors"))
+            found.append((f"{kind}_{stage_name(k)}", f"{kind}, 1/{k} of the images", folder/kind, folder/kind/"stages"/stage_name(k)))
         for seed in range(scale.seeds):
             end = f"_seed{seed}" if seed else ""
-            found.append((kind + end, kind + (f", seed {seed}" if seed else ""), folder/f"{kind}{end}"/"model.safetensors"))
-    return [o for o in found if o[2].is_file()]
+            found.append((kind + end, kind + (f", seed {seed}" if seed else ""), folder/f"{kind}{end}", folder/f"{kind}{end}"))
+    return [(name, title, path/"model.safetensors") for name, title, run, path in found if finished(run)]
 
-# %% ../nbs/27_experiments.ipynb #c9edc409
-def methods_of(pairs, folder, scale) -> list:
+# %% ../nbs/27_experiments.ipynb #bbb2db73
+def methods_of(pairs, folder, scale, data="drawn", valid=None) -> list:
     "The `Method`s of an experiment: networks first, then the fills that learn nothing, then the truth."
     from importlib.util import find_spec
     from pconv_course.evaluate import baseline, network
     found = [replace(network(path, name), title=title) for name, title, path in networks_of(folder, scale)]
-    fills = ["telea", "ns", *(["biharmonic"] if find_spec("skimage") else []), "mean", "truth"]
-    return found + [baseline(k, pairs) for k in fills]
+    fills = ["telea", "ns", *(["biharmonic"] if find_spec("skimage") else []), "mean"]
+    return found + [*(baseline(k, pairs) for k in fills), average_face(scale, data, valid), baseline("truth", pairs)]
 
 # %% ../nbs/27_experiments.ipynb #302b62ee
 def judge(
@@ -284,14 +303,14 @@ def run_networks(job):
             job.say(f"{folder.name}: {r['images']:,} pictures in {60*r['minutes']:.0f} s")
     write_json(job.record/"training.json", training_record(job.scale, job.out/"networks", job.data, job.valid))
 
-# %% ../nbs/27_experiments.ipynb #d7e6e4c9
+# %% ../nbs/27_experiments.ipynb #481124af
 def run_experiment(job, name) -> dict:
     "Judge all methods in one experiment, and copy its record to `job.record`. Raises `InputError` without the networks."
     from pconv_course.core import InputError, atomic_path
-    missing = [k for k in NETWORKS if not (job.out/"networks"/k/"model.safetensors").is_file()]
+    missing = [k for k in NETWORKS if not finished(job.out/"networks"/k)]
     if missing: raise InputError(f"the network {missing[0]!r} is not trained; run the step networks first")
     pairs = open_experiment(name, job.scale, job.data, job.valid, job.masks, job.hole, job.out)
-    record = judge(pairs, methods_of(pairs, job.out/"networks", job.scale), job.out/f"{name}.json", job.progress)
+    record = judge(pairs, methods_of(pairs, job.out/"networks", job.scale, job.data, job.valid), job.out/f"{name}.json", job.progress)
     with atomic_path(job.record/f"{name}.json") as tmp: shutil.copyfile(job.out/f"{name}.json", tmp)
     job.say(f"{name}: {len(record['methods'])} methods on {record['settings']['pairs']} pairs")
     return record

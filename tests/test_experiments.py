@@ -135,6 +135,14 @@ def test_a_lost_network_is_refused(job):
     with pytest.raises(InputError, match="the network 'gated' is not trained; run the step networks first"): run_experiment(job, "half")
 
 
+def test_an_unfinished_network_is_not_judged(job):
+    "Its weights are there from the first step on."
+    folder = job.out/"networks"/"plain"
+    (folder/"result.json").unlink()
+    assert (folder/"model.safetensors").is_file() and not [n for n, *_ in networks_of(job.out/"networks", TOY) if n.startswith("plain")]
+    with pytest.raises(InputError, match="the network 'plain' is not trained"): run_experiment(job, "half")
+
+
 @pytest.mark.parametrize("change,data", [(dict(width=8), "drawn"), (dict(seed=3), "drawn"), ({}, "elsewhere")])
 def test_another_experiment_is_refused(made, no_training, change, data):
     with pytest.raises(InputError, match="holds a network of another experiment .*; choose another --out"):
@@ -154,7 +162,7 @@ def test_records(job):
     assert sorted(p.name for p in job.record.iterdir()) == sorted(f"{k}.json" for k in [*EXPERIMENTS, "training"])
     for k, r in records.items():
         assert read_json(job.record/f"{k}.json") == r and r["against"] == "partial" and r["settings"]["pairs"] == TOY.pairs
-        assert list(r["methods"]) == [*(f"partial_1of{n}" for n in STAGES[:-1]), "partial", "plain", "gated_1of2", "gated", "telea", "ns", "biharmonic", "mean", "truth"]
+        assert list(r["methods"]) == [*(f"partial_1of{n}" for n in STAGES[:-1]), "partial", "plain", "gated_1of2", "gated", "telea", "ns", "biharmonic", "mean", "average", "truth"]
         assert row_of(r)["methods"]["truth"]["l1_hole"][0] == 0
     assert len({r["pairs_sha256"] for r in records.values()}) == 4
     t = read_json(job.record/"training.json")
@@ -168,6 +176,18 @@ def test_a_second_seed(job):
     names = [n for n, *_ in networks_of(job.out/"networks", replace(TOY, seeds=2))]
     assert {"partial", "partial_seed1", "gated_seed1"} < set(names) and "partial_1of2" in names
     assert not equal(weights(job.out/"networks"/"plain"), weights(job.out/"networks"/"plain_seed1"))
+
+
+def test_the_average_face_is_of_training_faces(made):
+    "None of those judged on; the same whatever is asked of it."
+    from pconv_course.experiments import average_face
+    m = average_face(TOY)
+    train_faces = DrawnFaces(TOY.faces, TOY.size, 0)
+    out = m.fill(torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 32, 32), [0, 1])
+    assert out.shape == (2, 3, 32, 32) and m.info["faces"] == 0.9*TOY.faces
+    every = torch.stack([train_faces[i] for i in range(TOY.faces)]).mean(0)
+    assert (out[0] - every).abs().mean() < 0.03 and torch.equal(out[0], out[1])
+    assert m.sha256 == average_face(TOY).sha256 != average_face(replace(TOY, faces=50)).sha256
 
 
 def test_cost():
