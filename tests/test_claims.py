@@ -9,7 +9,7 @@ import pytest
 
 from pconv_course import claims as C
 from pconv_course.ablations import verdict as three_seeds
-from pconv_course.evaluate import BASELINES, ABOUT, PROFILES, baseline, evaluate, open_pairs
+from pconv_course.evaluate import BASELINES, ABOUT, baseline, evaluate, open_pairs
 from pconv_course.masks import BUCKETS
 from pconv_course.sparse import FAILS, HOLDS, OPEN, gap, holds, method_table, progress_figure, profile_figure, read_record, stages, value
 
@@ -29,10 +29,10 @@ def scored(method, column, part, name, sign):
     return base + crowd + sign*better*.1*steep*BADNESS[method]
 
 
-def record(name, sign, width, methods=tuple(BADNESS), against="partial"):
-    ends, columns, rows = lambda v: [v, v - width, v + width], (*ABOUT, *PROFILES), []
+def record(name, sign, width, methods=tuple(BADNESS), against="partial", flipped=()):
+    ends, columns, rows = lambda v: [v, v - width, v + width], (*ABOUT, "specks_20", "specks_40"), []
     for part, border in [("all", "any"), ("all", "with"), ("all", "without"), *((p, "any") for p in PARTS)]:
-        v = {k: {c: scored(k, c, part, name, sign) for c in columns} for k in methods}
+        v = {k: {c: scored(k, c, part, name, -sign if c.split("_2")[0].split("_4")[0] in flipped else sign) for c in columns} for k in methods}
         rows.append(dict(part=part, border=border, n=60, methods={k: {c: ends(o) for c, o in a.items()} for k, a in v.items()},
                          against={k: {c: ends(o - v[against][c]) for c, o in a.items()} for k, a in v.items() if k != against}))
     return dict(against=against, settings=dict(pairs=60), methods={k: dict(title=k) for k in methods}, columns={k: k for k in columns}, rows=rows)
@@ -45,10 +45,10 @@ def runs(names, sign, spread):
     return [dict(name=k, seed=i, failed=None, scores=score(value(j, i)), curve=[score(value(j, i))]) for j, k in enumerate(names) for i in range(3)]
 
 
-def world(folder, sign, width=.01, spread=.05):
-    "All records that the claims read."
-    files = {k: record(k, sign, width) for k in ("sparse", "central", "half", "comparison")}
-    faces = record("comparison", sign, width)
+def world(folder, sign, width=.01, spread=.05, flipped=()):
+    "All records that the claims read; the columns `flipped` are those of the opposite world."
+    files = {k: record(k, sign, width, flipped=flipped) for k in ("sparse", "central", "half", "comparison")}
+    faces = record("comparison", sign, width, flipped=flipped)
     for r in faces["rows"]: r["methods"], r["against"] = dict(faces=r["methods"]["partial"], telea=r["methods"]["telea"]), dict(faces={c: [-v[0], -v[2], -v[1]] for c, v in r["against"]["telea"].items()})
     files["faces_buckets"] = faces | dict(against="telea", methods=dict(faces={}, telea={}))
     d = lambda i: sign*.1*(1 if width < 1 else (-1)**i)
@@ -70,6 +70,23 @@ def test_every_claim_can_hold_fail_and_stay_open(sign, width, spread, expected, 
     if (sign, expected) == (-1, OPEN): wrong = {k: v for k, v in wrong.items() if not k.startswith("Gated")}  # fewer parameters contradict it without an interval
     assert not wrong
     assert all(r["number"] for r in rows) and (expected == OPEN or sum(bool(r["interval"]) for r in rows) >= len(rows) - 1)
+
+
+READS = {  # the beginning of a sentence: the columns that it is about
+    "Blends": "seam", "Recovers details": "detail", "… more than continuing": "detail", "Rainbow specks": "specks", "Color blobs": "blobs", "Specks decrease": "specks",
+    "Blobs decrease": "blobs", "Even with minimal": "l1_hole detail", "… and symmetry": "symmetry", "Borders": "seam", "Color matching": "colour", "Our partially": "specks",
+    "… and color mismatches": "colour", "Partial convolutions eff": "seam", "Even limited": "l1_hole detail", "Longer": "psnr", "Robust": "psnr", "… beside the best": "psnr",
+    "Traditional": "l1_hole", "Gated": "l1_hole", "… at equal work": "l1_hole", "Less error": "l1", "… in large central": "l1_hole", "… and where half": "l1_hole",
+    "Plain convolutions": "colour", "… and blur": "detail", "Works at any": "l1_hole"}
+
+
+@pytest.mark.parametrize("column", sorted({c for v in READS.values() for c in v.split()}))
+def test_each_claim_is_about_its_own_columns(column, tmp_path):
+    "One column of the opposite world in all records: the claims about it fail, and only they."
+    rows = C.claims(world(tmp_path, 1, flipped=(column,)))
+    about = lambda r: column in next((v for k, v in READS.items() if r["sentence"].startswith(k)), "").split()
+    assert {r["sentence"] for r in rows if r["verdict"] == FAILS} == {r["sentence"] for r in rows if about(r)} != set()
+    assert all(r["verdict"] == HOLDS for r in rows if not about(r))
 
 
 def test_each_claim_reads_the_records_it_names(tmp_path):
@@ -118,6 +135,19 @@ def test_a_second_seed_that_disagrees_takes_the_claim_back(tmp_path):
         (tmp_path/"comparison.json").write_text(json.dumps(r))
         assert fewer()[0] == (HOLDS if seam[0] > 0 else FAILS) and fewer()[1] != before[1]
     assert before[0] == HOLDS
+
+
+def test_real_faces_count_when_they_have_three_seeds(tmp_path):
+    world(tmp_path, 1)
+    r = json.loads((tmp_path/"ablations.json").read_text())
+    padding = lambda: next((c["verdict"], c["more"]) for c in C.claims(tmp_path) if c["sentence"].startswith("Padding"))
+    assert padding() == (HOLDS, "drawn faces")
+    r["plans"]["real"] = dict(runs=runs(["paper", "border known"], -1, .05))
+    (tmp_path/"ablations.json").write_text(json.dumps(r))
+    assert padding() == (FAILS, "real faces")
+    r["plans"]["real"]["runs"] = [o for o in r["plans"]["real"]["runs"] if o["seed"] < 2]
+    (tmp_path/"ablations.json").write_text(json.dumps(r))
+    assert padding() == (HOLDS, "drawn faces")
 
 
 def test_a_method_that_is_missing_is_not_measured(tmp_path):
