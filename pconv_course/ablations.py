@@ -6,7 +6,7 @@
 __all__ = ['DEVIATIONS', 'MEASURED', 'BASES', 'washed_out', 'OtherLoss', 'comp_raw', 'norms', 'stay', 'bn_untrained', 'bn_shared',
            'bn_by_batch', 'loss_tv_everywhere', 'tv_everywhere', 'KnownBorder', 'border_known', 'soft', 'mask_grey',
            'artifacts', 'changes', 'ablation_plan', 'run_ablations', 'by_seed', 'differences', 'verdict',
-           'ablation_summary', 'oriented', 'digits', 'ruler', 'show_differences', 'finding', 'show_seeds']
+           'ablation_summary', 'oriented', 'digits', 'ruler', 'show_differences', 'finding', 'show_seeds', 'agreed']
 
 # %% ../nbs/13_ablations.ipynb #8c897bdf
 from dataclasses import replace
@@ -204,22 +204,22 @@ def ablation_summary(runs, keys=MEASURED):
             table[name][k] = dict(values=v, mean=float(np.mean(v)) if v else None, differences=own, difference=float(np.mean(own)) if own else None, verdict=verdict(own))
     return table
 
-# %% ../nbs/13_ablations.ipynb #1c5a6129
+# %% ../nbs/13_ablations.ipynb #32708749
 def oriented(key):
     "1 if a larger value of `key` is worse, else -1."
     return -1 if ABOUT.get(key, (0, 0, False))[2] else 1
 
 def digits(key):
     "How many digits of the measure `key` are shown."
-    return dict(hole_l1=4, known_l1=4, ssim=3).get(key, 2)
+    return 3 if key.startswith('depth') else dict(hole_l1=4, known_l1=4, ssim=3).get(key, 2)
 
 def ruler(runs, key):
     "The median over the variants of the range of their differences; NaN with fewer than two seeds."
     return float(np.median([max(d) - min(d) for d in differences(runs, key).values() if len(d) > 1] or [np.nan]))
 
-# %% ../nbs/13_ablations.ipynb #597d5163
+# %% ../nbs/13_ablations.ipynb #04347a53
 def show_differences(runs, keys=MEASURED, ax=None):
-    "Axes with a row per variant and a column per measure: mean difference from the first variant, coloured by `ruler`, bold if told apart."
+    "Axes with a row per variant and a column per measure: mean difference from the first variant, coloured by `ruler`; bold if told apart, grey if not even the signs agree."
     table = ablation_summary(runs, keys)
     first, *names = table
     ax = ax or plt.subplots(figsize=(1.05*len(keys) + 2, .3*len(names) + .8), layout='constrained')[1]
@@ -227,8 +227,10 @@ def show_differences(runs, keys=MEASURED, ax=None):
     units = np.array([oriented(k)*ruler(runs, k) for k in keys])
     ax.imshow(np.nan_to_num(d/units), cmap='RdBu_r', vmin=-8, vmax=8, aspect='auto', alpha=.8)
     for (i, j), v in np.ndenumerate(d):
-        told = table[names[i]][keys[j]]['verdict'] != "can't be told"
-        ax.text(j, i, '' if np.isnan(v) else format(v, f'+.{digits(keys[j])}f'), ha='center', va='center', fontsize=8, fontweight='bold' if told else 'normal', color='black' if told else '.35')
+        cell = table[names[i]][keys[j]]
+        told, own = cell['verdict'] != "can't be told", cell['differences']
+        ax.text(j, i, '' if np.isnan(v) else format(v, f'+.{digits(keys[j])}f'), ha='center', va='center', fontsize=8, fontweight='bold' if told else 'normal',
+                color='black' if len(own) >= 3 and min(own)*max(own) > 0 else '.5')
     ax.set_xticks(range(len(keys)), [f"{k}\n{table[first][k]['mean']:.{digits(k)}f}" for k in keys], fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.xaxis.tick_top()
@@ -258,3 +260,9 @@ def show_seeds(runs, key, ax=None):
     ax.invert_yaxis()
     ax.set_title(key, fontsize=9)
     return ax
+
+# %% ../nbs/13_ablations.ipynb #473ebb14
+def agreed(a, b, key):
+    "{'more': [...], 'less': [...]}: the variants of which the trials `a` and `b` of two plans tell the same about `key`."
+    a, b = ablation_summary(a, [key]), ablation_summary(b, [key])
+    return {word: [n for n in a if n in b and a[n][key]['verdict'] == b[n][key]['verdict'] == word] for word in ('more', 'less')}
