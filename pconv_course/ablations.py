@@ -217,7 +217,7 @@ def ruler(runs, key):
     "The median over the variants of the range of their differences; NaN with fewer than two seeds."
     return float(np.median([max(d) - min(d) for d in differences(runs, key).values() if len(d) > 1] or [np.nan]))
 
-# %% ../nbs/13_ablations.ipynb #04347a53
+# %% ../nbs/13_ablations.ipynb #a2a08ab7
 def show_differences(runs, keys=MEASURED, ax=None):
     "Axes with a row per variant and a column per measure: mean difference from the first variant, coloured by `ruler`; bold if told apart, grey if not even the signs agree."
     table = ablation_summary(runs, keys)
@@ -225,7 +225,7 @@ def show_differences(runs, keys=MEASURED, ax=None):
     ax = ax or plt.subplots(figsize=(1.05*len(keys) + 2, .3*len(names) + .8), layout='constrained')[1]
     d = np.array([[table[n][k]['difference'] for k in keys] for n in names], float)
     units = np.array([oriented(k)*ruler(runs, k) for k in keys])
-    ax.imshow(np.nan_to_num(d/units), cmap='RdBu_r', vmin=-8, vmax=8, aspect='auto', alpha=.8)
+    ax.imshow(np.nan_to_num(d/units).clip(-8, 8), cmap='RdBu_r', vmin=-14, vmax=14, aspect='auto', alpha=.8)
     for (i, j), v in np.ndenumerate(d):
         cell = table[names[i]][keys[j]]
         told, own = cell['verdict'] != "can't be told", cell['differences']
