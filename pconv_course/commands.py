@@ -145,7 +145,7 @@ def _given(**options):
     for k, limits in NUMBERS.items(): check_number(k, options.get(k), *limits)
     return {k: v for k, v in options.items() if v is not None}
 
-# %% ../nbs/15_commands.ipynb #c4a63cc9
+# %% ../nbs/15_commands.ipynb #0328a8d5
 @call_parse
 @clean_exit("pconv_train")
 def pconv_train(
@@ -163,13 +163,14 @@ def pconv_train(
     precision: str = None,  # fp32, bf16 or fp16; the last two compute in half precision, fp16 with a scaled loss
     accumulate: int = None,  # pieces in which a batch of --bs pictures is computed when it is too large for the memory
     start: str = None,  # run folder or model.safetensors whose weights to begin with; a network of the same shape
+    network: str = None,  # what its convolutions make of a hole: partial, plain or gated
     workers: int = None,  # processes that read pictures ahead; none when absent
     tensorboard: bool = False,  # write curves for TensorBoard into the run folder
     dry_run: bool = False,  # only say what the run would be, need and take on this machine; writes no run
 ):
     "Train a network that fills holes. What is absent comes from the preset; Ctrl-C leaves a run that can be resumed."
     _given(minutes=minutes, workers=workers)
-    changes = _given(size=size, bs=bs, seed=seed, features=features, valid=valid, precision=precision, accumulate=accumulate, start=start)
+    changes = _given(size=size, bs=bs, seed=seed, features=features, valid=valid, precision=precision, accumulate=accumulate, start=start, network=network)
     _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes, workers or 0, tensorboard, dry_run)
 
 # %% ../nbs/15_commands.ipynb #9e6ab14c

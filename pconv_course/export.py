@@ -441,12 +441,13 @@ def hub_class():
         def generate_model_card(self, **kwargs): return hub.ModelCard(card_text(self.config, self.facts))
     return HubUNet
 
-# %% ../nbs/21_export.ipynb #71ab37c3
+# %% ../nbs/21_export.ipynb #a8788a60
 def save_pretrained(
     model,  # a network of this library
     folder,  # to write to; an existing README.md stays
     config=None):  # its configuration as `load_model` gives it: recipe and licence go along
-    "Write config.json, model.safetensors and README.md, as hubs expect them."
+    "Write config.json, model.safetensors and README.md, as hubs expect them. Raises `InputError` for a network of another kind."
+    if 'network' in model.config: raise InputError(f"a folder for hubs holds a partial network, not a {model.config['network']} one; share model.safetensors instead")
     net = hub_class()(**model.config)
     net.load_state_dict(model.state_dict())
     net.facts = {k: config[k] for k in ('recipe', 'licence', 'data', 'provenance') if k in (config or {})}

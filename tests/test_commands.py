@@ -176,9 +176,9 @@ def test_options_reach_train(monkeypatch):
     assert (seen["data"], seen["out"], seen["minutes"], seen["resume"], seen["device"]) == ("faces.zip", "r", 3., False, "cpu")
     commands.pconv_train(resume=True, out="r")
     assert seen["recipe"] is None and seen["resume"] and (seen["num_workers"], seen["tensorboard"]) == (0, False)
-    commands.pconv_train(precision="bf16", accumulate=4, start="weights", workers=3, tensorboard=True, out="r")
+    commands.pconv_train(precision="bf16", accumulate=4, start="weights", workers=3, tensorboard=True, network="gated", out="r")
     r = seen["recipe"]
-    assert (r.precision, r.accumulate, r.start, r.bs % 4) == ("bf16", 4, "weights", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
+    assert (r.precision, r.accumulate, r.start, r.network, r.bs % 4) == ("bf16", 4, "weights", "gated", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
 
 
 TINY = dict(size=32, n_faces=40, n_masks=10, depth=3, width=4, bs=8)

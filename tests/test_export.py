@@ -190,6 +190,11 @@ def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(InputError, match="can't read"): open_onnx(tmp_path/"bad.onnx")
 
 
+def test_only_partial_networks_go_to_hubs(tmp_path):
+    with pytest.raises(InputError, match="a partial network, not a plain one"): save_pretrained(build_unet(dict(depth=3, width=4, network="plain")), tmp_path/"hub")
+    assert not (tmp_path/"hub").exists()
+
+
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, net):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackage, match=r"^onnxscript is missing; install it: pip install 'pconv_course\[onnx\]'$"): core_graph(net)
