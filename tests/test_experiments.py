@@ -208,6 +208,8 @@ def test_half_masks(size):
         assert (abs(np.diff(m.astype(int), axis=1)).sum(1) == 1).all() and abs(steps - size//2).max() <= size//16  # one line, near the middle
         assert abs(np.diff(steps)).max() <= 1
     assert 15 < sum(bank.array(i)[0, 0] for i in range(60)) < 45
+    middle = [(bank.array(i) != bank.array(i)[:, :1]).argmax(1).mean() for i in range(60)]
+    assert np.mean(np.abs(np.array(middle) - size//2)) < 0.5 + size/100  # a walk that is not centred leans to a side
     assert half_mask(np.random.default_rng(0), size).dtype == np.uint8
 
 
