@@ -208,6 +208,7 @@ def test_another_photo_by_upload(w):
     w.do("draw", hole_png(scratch(w)))
     w.controls["photo"].set_trait("value", (dict(name="a.png", type="image/png", size=1, last_modified=datetime.now(timezone.utc), content=memoryview(png(photo(30, 40)))),))
     assert w.image.size == (40, 30) and w.canvas.size == [40, 30] and not w.hole.any() and w.controls["undo"].disabled
+    assert (w.controls["brush"].max, w.canvas.brush) == (10, 1), "up to a quarter of the picture, and a twenty-fifth to begin with"
 
 
 def test_kinds_of_photos(tmp_path):
