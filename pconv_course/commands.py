@@ -145,7 +145,7 @@ def _given(**options):
     for k, limits in NUMBERS.items(): check_number(k, options.get(k), *limits)
     return {k: v for k, v in options.items() if v is not None}
 
-# %% ../nbs/15_commands.ipynb #0328a8d5
+# %% ../nbs/15_commands.ipynb #bace3c66
 @call_parse
 @clean_exit("pconv_train")
 def pconv_train(
@@ -169,7 +169,6 @@ def pconv_train(
     dry_run: bool = False,  # only say what the run would be, need and take on this machine; writes no run
 ):
     "Train a network that fills holes. What is absent comes from the preset; Ctrl-C leaves a run that can be resumed."
-    _given(minutes=minutes, workers=workers)
     changes = _given(size=size, bs=bs, seed=seed, features=features, valid=valid, precision=precision, accumulate=accumulate, start=start, network=network)
     _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes, workers or 0, tensorboard, dry_run)
 
@@ -180,7 +179,7 @@ def _underscores(argv):
 
 if os.path.basename(sys.argv[0]).startswith("pconv_"): sys.argv[1:] = _underscores(sys.argv[1:])
 
-# %% ../nbs/15_commands.ipynb #86b8cda3
+# %% ../nbs/15_commands.ipynb #64d7e6a6
 def _wait_politely():
     "Let torch's threads (GNU OpenMP) spin briefly and then sleep while they wait; call it before torch is imported."
     if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -192,6 +191,7 @@ def _check_device(name):
     except (RuntimeError, AssertionError) as e: raise UsageError(f"--device {name} cannot be used here; leave it out, or use cpu") from e
 
 def _train(preset, data, out, minutes, resume, device, changes, workers=0, tensorboard=False, dry_run=False):
+    _given(minutes=minutes, workers=workers)
     if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
     _wait_politely()
     _check_device(device)

@@ -14,12 +14,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pconv_course import experiments
 from pconv_course.core import InputError, read_json
 from pconv_course.data import DrawnFaces, split_ids
 from pconv_course.evaluate import row_of
-from pconv_course.experiments import (EXPERIMENTS, NETWORKS, SCALES, STAGES, STEPS, Job, Scale, cost_of, difference, half_bank, half_mask, judge,
-                                      methods_of, network_recipe, networks_of, open_experiment, overview_rows, run_experiment, run_networks, run_steps,
+from pconv_course.experiments import (EXPERIMENTS, NETWORKS, SCALES, STAGES, STEPS, Job, Scale, cost_of, difference, half_bank, half_mask,
+                                      network_recipe, networks_of, open_experiment, overview_rows, run_experiment, run_networks, run_steps,
                                       stage_callback, train_network, verdict)
 from pconv_course.pretrained import load_model
 from pconv_course.runs import TrainingInterrupted
