@@ -490,7 +490,9 @@ def test_two_in_one_folder(unharmed, tmp_path):
     (held, text), (code, line) = forks().run(first, second, kill=[(0, "SIGKILL", str(flag))])
     assert (held, text, code) == (-9, "", 2)
     assert line.count("\n") == 1 and "in use by another process (number " in line
-    assert (out/"lock").exists() and one(go_on(out)) == (0, "")
+    assert (out/"lock").exists()
+    code, text = forks().run(go_on(out))[0]  # the kill may have come between the two renames of a checkpoint
+    assert code == 0 and text.count("\n") == text.count("going on from the one before"), text
     assert not (out/"lock").exists()
     same_run(unharmed[0], out)
 

@@ -26,8 +26,8 @@ def example(*shape, known=.6, seed=0):
 def full_pconv(conv, x, m, formula):
     ones = torch.ones_like(conv.weight)
     m_sum = F.conv2d(m, ones, None, conv.stride, conv.padding)
-    top = ones[0].numel() if formula == 'paper' else 1
-    y = F.conv2d(torch.where(m > 0, x, 0), conv.weight, None, conv.stride, conv.padding)*top/m_sum.clamp(min=1)
+    ratio = dict(paper=ones[0].numel()/m_sum.clamp(min=1), v1=1/m_sum.clamp(min=1), raw=torch.ones_like(m_sum))[formula]
+    y = F.conv2d(torch.where(m > 0, x, 0), conv.weight, None, conv.stride, conv.padding)*ratio
     if conv.bias is not None: y = y + conv.bias.view(1, -1, 1, 1)
     return torch.where(m_sum > 0, y, 0), (m_sum > 0).to(x)
 
