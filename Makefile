@@ -20,7 +20,7 @@ demo: .venv/installed-runtime
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 --ignore tests/browser tests $(ARGS)
 
-# The drawing widget in a real browser, in voila and in JupyterLab. PCONV_SHOTS=FOLDER keeps screenshots.
+# The drawing widget in a real browser, in voila, JupyterLab and Notebook 7. PCONV_SHOTS=FOLDER keeps screenshots.
 test-browser: .venv/installed-browser
 	@test -n "$$PCONV_CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
 	  { echo "no Chromium: apt install chromium, or set PCONV_CHROMIUM to the program"; exit 2; }
@@ -38,7 +38,7 @@ experiments: .venv/installed-dev
 nbs: .venv/installed-dev
 	$(BIN)/nbdev_export
 	cd nbs && for nb in [0-9]*.ipynb index.ipynb; do \
-	  echo $$nb && PYTHONWARNINGS=ignore ../$(BIN)/jupyter execute --inplace --NotebookClient.store_widget_state=False $$nb || exit 1; done
+	  echo $$nb && PYTHONWARNINGS=ignore ../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.store_widget_state=False $$nb || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 

@@ -4,7 +4,7 @@ const HOLE = "#d4339e";
 
 // -- layers
 function layers(model, el) {
-  el.innerHTML = `<div class="pconv-stage" data-lm-suppress-shortcuts="true"><img class="pconv-after"><img class="pconv-before" alt="" aria-hidden="true">
+  el.innerHTML = `<div class="pconv-stage"><img class="pconv-after"><img class="pconv-before" alt="" aria-hidden="true">
     <canvas tabindex="0" role="application" aria-roledescription="drawing area"></canvas><div class="pconv-cursor" hidden></div></div>
     <div class="pconv-say" aria-live="polite"></div>`;
   const [after, before] = el.querySelectorAll("img"), canvas = el.querySelector("canvas");
@@ -96,8 +96,10 @@ function render({ model, el }) {
   const save = (message, [bytes]) => Object.assign(document.createElement("a"), { download: message.save, href: URL.createObjectURL(new Blob([bytes])) }).click();
   const listen = { "change:version": () => redraw(model, at), "msg:custom": save,
                    "change:picture change:before change:split change:tint": () => pictures(model, at) };
+  const ours = e => el.closest(".widget-vbox")?.contains(e.target) && e.target.setAttribute("data-lm-suppress-shortcuts", "true");
   pointer(model, at, done), keyboard(model, at, done, post), redraw(model, at), pictures(model, at);
+  document.addEventListener("focusin", ours);                                       // else Notebook 7 takes the arrows for its cells
   for (const [what, f] of Object.entries(listen)) model.on(what, f);
-  return () => { for (const [what, f] of Object.entries(listen)) model.off(what, f); };
+  return () => { for (const [what, f] of Object.entries(listen)) model.off(what, f); document.removeEventListener("focusin", ours); };
 }
 export default { render };
