@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'EARLY', 'FILLS', 'WRITE_UP', 'PAPER', 'SEEN', 'SUSPICIONS', 'CLAIMS', 'Answer', 'all_of', 'above', 'apart',
-           'over_seeds', 'Claim', 'level', 'lead', 'twins', 'weakest', 'more', 'less', 'values', 'within', 'blends',
+           'over_seeds', 'Claim', 'lead', 'twins', 'weakest', 'more', 'less', 'values', 'within', 'blends',
            'dense_specks', 'dense_blobs', 'in_central_more', 'knows_faces', 'fewer_seams', 'in_every_bucket',
            'theirs_better', 'by_seed', 'seed_gaps', 'changed', 'small_then_large', 'both_borders', 'longer',
            'gated_pays', 'memory', 'open_records', 'judged', 'claims', 'claim_rows']
 
-# %% ../nbs/28_claims.ipynb #f2e9aa4c
+# %% ../nbs/28_claims.ipynb #6cf06578
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from .core import read_json
 from .evaluate import bootstrap, row_of
 from .masks import BUCKETS
-from .sparse import FAILS, HOLDS, OPEN, holds
+from .sparse import FAILS, HOLDS, OPEN, holds, value
 
 # %% ../nbs/28_claims.ipynb #0a6ac76d
 MISSING = "not measured"
@@ -70,12 +70,7 @@ class Claim:
     judge: object  # function of these records -> `Answer`
     digits: int = 3  # of the number
 
-# %% ../nbs/28_claims.ipynb #095b8735
-def level(record, method, column, part="all", border="any"):
-    "[mean, low, high] of a column, None if the record lacks it."
-    row = row_of(record, part, border) or {}
-    return row.get("methods", {}).get(method, {}).get(column)
-
+# %% ../nbs/28_claims.ipynb #5cac556a
 def lead(record, a, b, column, part="all", border="any"):
     "[mean, low, high] of a - b: pair by pair if one of them is the record's `against`, else by way of it; None if it lacks them."
     to, row = record["against"], (row_of(record, part, border) or {}).get("against", {})
@@ -89,31 +84,28 @@ def twins(record, a, b) -> list:
     pick = lambda k, i: f"{k}_seed{i}" if f"{k}_seed{i}" in record["methods"] else k
     return list(dict.fromkeys((pick(a, i), pick(b, i)) for i in range(20)))
 
-# %% ../nbs/28_claims.ipynb #4facce90
+# %% ../nbs/28_claims.ipynb #fc4758e3
 def weakest(intervals):
     "The interval with the lowest lower end (the lowest mean when one has no ends); None if one is missing."
     found = list(intervals)
     if not found or None in found: return None
     return min(found, key=lambda v: v[0] if v[1] is None else v[1])
 
-def more(column, a, bs, part="all", border="any"):
-    "Rule: a has more of the column than each of `bs`."
+def more(column, a, bs, part="all", border="any", sign=1):
+    "Rule: a has more of the column than each of `bs`; less of it with sign -1."
     def judge(record):
-        gaps = [lead(record, x, y, column, part, border) for b in bs for x, y in twins(record, a, b)]
+        gaps = [lead(record, *o[::sign], column, part, border) for b in bs for o in twins(record, a, b)]
         return Answer(weakest(gaps), all_of(map(above, gaps)), values(record, (a, *bs), column, part))
     return judge
 
-# %% ../nbs/28_claims.ipynb #287af034
+# %% ../nbs/28_claims.ipynb #7209129e
 def less(column, a, bs, part="all", border="any"):
     "Rule: a has less of the column than each of `bs`."
-    def judge(record):
-        gaps = [lead(record, y, x, column, part, border) for b in bs for x, y in twins(record, a, b)]
-        return Answer(weakest(gaps), all_of(map(above, gaps)), values(record, (a, *bs), column, part))
-    return judge
+    return more(column, a, bs, part, border, sign=-1)
 
 def values(record, methods, column, part="all") -> str:
     "The means of the methods, as text."
-    found = {k: level(record, k, column, part) for k in methods}
+    found = {k: value(record, k, column, part) for k in methods}
     return ", ".join(f"{k} {v[0]:.3g}" for k, v in found.items() if v)
 
 # %% ../nbs/28_claims.ipynb #6dd68a56
@@ -128,18 +120,18 @@ def blends(sparse):
     gap = lead(sparse, "partial", "truth", "seam")
     return Answer(gap, within(gap, 0.25), values(sparse, ("partial", "plain", "telea", "truth"), "seam"))
 
-# %% ../nbs/28_claims.ipynb #a5151fc1
+# %% ../nbs/28_claims.ipynb #b91dd277
 EARLY = "partial_1of8"
 
 def dense_specks(sparse):
     "More specks where 20 to 40 % around is hole than where up to 20 % is, after an eighth of the training."
-    gap = apart(level(sparse, EARLY, "specks_40"), level(sparse, EARLY, "specks_20"))
-    late = apart(level(sparse, "partial", "specks_40"), level(sparse, "partial", "specks_20"))
+    gap = apart(value(sparse, EARLY, "specks_40"), value(sparse, EARLY, "specks_20"))
+    late = apart(value(sparse, "partial", "specks_40"), value(sparse, "partial", "specks_20"))
     return Answer(gap, above(gap), f"finished: {late[0]:+.2g}" if late else "")
 
 def dense_blobs(sparse):
     "More blobs in masks with a hole of 0.1 to 0.2 than in those with less, after an eighth of the training."
-    gap = apart(level(sparse, EARLY, "blobs", "0.1 to 0.2"), level(sparse, EARLY, "blobs", "0.01 to 0.1"))
+    gap = apart(value(sparse, EARLY, "blobs", "0.1 to 0.2"), value(sparse, EARLY, "blobs", "0.01 to 0.1"))
     return Answer(gap, above(gap))
 
 # %% ../nbs/28_claims.ipynb #64264c92
@@ -171,12 +163,12 @@ def fewer_seams(comparison):
     theirs, ours = lead(comparison, "plain", "truth", "seam"), less("seam", "partial", ["plain"])(comparison)
     return Answer(ours.interval, all_of([above(theirs), ours.verdict]), values(comparison, ("partial", "plain", "truth"), "seam"))
 
-# %% ../nbs/28_claims.ipynb #bb5706af
+# %% ../nbs/28_claims.ipynb #c8493dc8
 def in_every_bucket(column, a, b, sign=1):
     "Rule: a - b (b - a with sign -1) is above 0 in each of the hole-ratio buckets that the record has, at least three."
     def judge(record):
         parts = [f"{lo:g} to {hi:g}" for lo, hi in BUCKETS if row_of(record, f"{lo:g} to {hi:g}")]
-        one = lambda p: [lead(record, *(o if sign > 0 else o[::-1]), column, p) for o in twins(record, a, b)]
+        one = lambda p: [lead(record, *o[::sign], column, p) for o in twins(record, a, b)]
         gaps = [weakest(one(p)) for p in parts]
         won, lost = sum(above(g) == HOLDS for g in gaps), sum(above(g) == FAILS for g in gaps)
         verdict = all_of(map(above, gaps)) if len(gaps) > 2 else MISSING
@@ -250,13 +242,13 @@ def memory(*speeds):
     ratio = min(naive)/max(fast)
     return Answer([ratio, None, None], HOLDS if ratio > 1 else FAILS, f"{ratio:.1f} times the peak of a step")
 
-# %% ../nbs/28_claims.ipynb #399d7538
+# %% ../nbs/28_claims.ipynb #67c48d4a
 WRITE_UP = [
     Claim("Blends the hole with surroundings", "case 1", "10_sparse",
           "scribbles: seam less the truth's, within ±0.25", ("sparse",), blends, 2),
     Claim("Recovers details (e.g., glasses, facial features)", "case 1", "10_sparse",
           "scribbles: agreement of details above 0.5", ("sparse",),
-          lambda r: Answer(v := level(r, "partial", "detail"), above(v, 0.5))),
+          lambda r: Answer(v := value(r, "partial", "detail"), above(v, 0.5))),
     Claim("… more than continuing the rim does", "asked here", "10_sparse",
           "scribbles: details less those of Telea, Navier-Stokes, biharmonic", ("sparse",),
           lambda r: more("detail", "partial", [k for k in FILLS[:3] if k in r["methods"]])(r)),

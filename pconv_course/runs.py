@@ -235,16 +235,20 @@ def public_recipe(recipe):
     "The recipe as a dict to pass on with weights: of a features file only the name."
     return asdict(recipe) | dict(features=Path(recipe.features).name, start=recipe.start and Path(recipe.start).name)
 
-# %% ../nbs/17_runs.ipynb #6f16b0bc
-def save_run(run, learn):
-    "Write model.safetensors, config.json and the checkpoint of a run, each whole or not at all. Raises `InputError`."
-    if run.team.rank: return
-    net = get_model(learn.model)
+# %% ../nbs/17_runs.ipynb #20d7012e
+def save_network(run, net, path):
+    "Write the weights that `run` would give away now, as `load_model` reads them, whole or not at all; their configuration. Raises `InputError`."
     tensors = {k: v.detach().cpu().contiguous() for k, v in (run.average or net.state_dict()).items()}
     if bad := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise InputError(f'the network itself holds nan or infinity ({bad[0]}) and was not saved; start a new run with a lower lr')
     config = dict(model=net.config, recipe=public_recipe(run.recipe), position=asdict(run.position), **run.record)
-    with atomic_path(run.out/'model.safetensors') as tmp: write_tensors(tmp, tensors, dict(config=json.dumps(config)))
+    with atomic_path(path) as tmp: write_tensors(tmp, tensors, dict(config=json.dumps(config)))
+    return config
+
+def save_run(run, learn):
+    "Write model.safetensors, config.json and the checkpoint of a run, each whole or not at all. Raises `InputError`."
+    if run.team.rank: return
+    config = save_network(run, get_model(learn.model), run.out/'model.safetensors')
     write_json(run.out/'config.json', config | dict(sha256=sha256_of(run.out/'model.safetensors')))
     save_checkpoint(run.out/'checkpoint.safetensors', saved_state(run, learn))
     run.saved = str(run.position)
@@ -526,7 +530,7 @@ def locked(path):
         except BlockingIOError: f.close(); raise
         f.close()
 
-# %% ../nbs/17_runs.ipynb #ea280535
+# %% ../nbs/17_runs.ipynb #7d88e832
 @contextmanager
 def alone_in(folder):
     "Hold the folder of a run, made if need be and removed if it stays empty. Raises `InputError` while another process holds it."
@@ -550,7 +554,7 @@ def who_holds(path):
     try: return f' (number {int(path.read_text())})'
     except (OSError, ValueError): return ''
 
-# %% ../nbs/17_runs.ipynb #13b9e810
+# %% ../nbs/17_runs.ipynb #479763e8
 def tensorboard_callback(run):
     "fastai's `TensorBoardCallback`, writing into the run's folder. Raises `InputError` when tensorboard is not installed."
     if find_spec('tensorboard') is None:

@@ -43,15 +43,15 @@ def train_little(
             if n not in kept and n <= seen: kept[n] = copy.deepcopy(net).eval()
     return kept
 
-# %% ../nbs/10_sparse.ipynb #d901e9e2
+# %% ../nbs/10_sparse.ipynb #440978f3
 def stages(record, network="partial") -> list:
     "[(share of the training, name)] of a network's stages in a record, `NAME_1ofN` and the finished `NAME`, in order of training."
     found = [(1/int(f[1]), k) for k in record["methods"] if (f := re.fullmatch(rf"{re.escape(network)}_1of(\d+)", k))]
     return sorted(found + [(1., network)]*(network in record["methods"]))
 
-def value(record, method, column, part="all"):
+def value(record, method, column, part="all", border="any"):
     "[mean, low, high] of a column of the record, or None."
-    row = row_of(record, part) or {}
+    row = row_of(record, part, border) or {}
     return row.get("methods", {}).get(method, {}).get(column)
 
 # %% ../nbs/10_sparse.ipynb #6a1c43a4

@@ -9,7 +9,7 @@ import pytest
 
 from pconv_course import claims as C
 from pconv_course.ablations import verdict as three_seeds
-from pconv_course.evaluate import BASELINES, ABOUT, baseline, evaluate, open_pairs
+from pconv_course.evaluate import BASELINES, ABOUT, baseline, evaluate, open_pairs, row_of
 from pconv_course.masks import BUCKETS
 from pconv_course.sparse import FAILS, HOLDS, OPEN, gap, holds, method_table, progress_figure, profile_figure, read_record, stages, value
 
@@ -229,7 +229,7 @@ def test_readers_of_a_record(little):
 
 def test_level_and_lead_agree_with_the_readers(little):
     r, _ = little
-    assert C.level(r, "partial", "seam") == value(r, "partial", "seam")
+    assert C.value(r, "partial", "seam") == row_of(r)["methods"]["partial"]["seam"]
     assert np.allclose(C.lead(r, "partial_1of8", "partial", "seam"), gap(r, "partial_1of8", "partial", "seam"))
     assert np.allclose(C.lead(r, "partial", "partial_1of8", "seam"), gap(r, "partial", "partial_1of8", "seam"))
     by_way = C.lead(r, "partial_1of8", "telea", "seam")
