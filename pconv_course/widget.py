@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['anywidget', 'STATIC', 'HELP', 'RANDOM', 'DEEDS', 'APP', 'png', 'from_png', 'hole_png', 'hole_from_png', 'view_of',
            'js_part', 'Canvas', 'State', 'History', 'random_hole', 'button', 'controls', 'InpaintWidget', 'open_photo',
-           'app', 'write_app', 'open_app', 'serve']
+           'app', 'write_app', 'open_app', 'serve', 'end']
 
-# %% ../nbs/22_widget.ipynb #e83599cf
+# %% ../nbs/22_widget.ipynb #f1ca2247
 import html
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -338,24 +339,35 @@ def write_app(
     path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)), encoding="utf-8")
     return path
 
-# %% ../nbs/22_widget.ipynb #f27f0553
+# %% ../nbs/22_widget.ipynb #9b9ceeca
 def open_app(
     photo=None,  # file to open; None: a drawn face
     model=None,  # a run's folder or its model.safetensors; None: the network of the package
     port=8866,  # the page is at http://localhost:PORT
     no_browser=False,  # only serve the page?
 ):
-    "The widget in a browser, until Ctrl-C. Raises `UsageError`, `InputError`."
+    "The widget in a browser, until Ctrl-C or SIGTERM. Raises `UsageError`, `InputError`."
     need("voila", extra="app")
     if photo: open_photo(photo)
     whole = lambda name: str(Path(name).expanduser().resolve()) if name else ""
     env = {**os.environ, "PCONV_PHOTO": whole(photo), "PCONV_MODEL": whole(model)}
     with tempfile.TemporaryDirectory() as folder: serve(write_app(folder), port, no_browser, env)
 
-# %% ../nbs/22_widget.ipynb #04d5cfa7
+# %% ../nbs/22_widget.ipynb #62c29e9e
 def serve(path, port, no_browser, env):
-    "Run voila until Ctrl-C. Raises `UsageError` when it can't start."
+    "Run voila until Ctrl-C or SIGTERM, and see it end. Raises `UsageError` when it can't start."
     options = ["--no-browser"] if no_browser else []
     size = "--Voila.tornado_settings={'websocket_max_message_size': 200000000}"
-    done = subprocess.run([sys.executable, "-m", "voila", str(path), f"--port={port}", size, *options], env=env)
-    if done.returncode: raise UsageError(f"voila ended with exit code {done.returncode}; is port {port} taken? give another --port")
+    with subprocess.Popen([sys.executable, "-m", "voila", str(path), f"--port={port}", size, *options], env=env) as voila:
+        was = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try: code = voila.wait()
+        except BaseException: end(voila); raise
+        finally: signal.signal(signal.SIGTERM, was)
+    if code: raise UsageError(f"voila ended with exit code {code}; is port {port} taken? give another --port")
+
+def end(process):
+    "Wait for a process that Ctrl-C in a terminal has reached as well; if it stays, interrupt it, then kill it."
+    for send in (lambda: None, lambda: process.send_signal(signal.SIGINT), process.kill):
+        send()
+        try: return process.wait(2)
+        except subprocess.TimeoutExpired: pass

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -298,10 +299,37 @@ def test_the_command_hands_photo_and_model_over(tmp_path, monkeypatch):
     assert Path(env["PCONV_PHOTO"]) == tmp_path/"a.png" and env["PCONV_MODEL"] == "" and env["PATH"] == os.environ["PATH"]
 
 
-def test_voila_that_fails_is_one_line(tmp_path, monkeypatch):
-    class Failed: returncode = 1
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: Failed)
-    with pytest.raises(ValueError, match="is port 5 taken"): widget.serve(tmp_path/"a.ipynb", 5, True, dict(os.environ))
+def serve_with(folder, voila):
+    "A process that serves with a module `voila` of this text in place of the real one."
+    (folder/"voila").mkdir()
+    (folder/"voila"/"__init__.py").write_text("")
+    (folder/"voila"/"__main__.py").write_text(voila)
+    code = "import os, sys; from pconv_course.widget import serve; serve('a.ipynb', 5, True, dict(os.environ, PYTHONPATH=os.getcwd()))"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_voila_that_fails_is_one_line(tmp_path):
+    out, err = serve_with(tmp_path, "raise SystemExit(3)").communicate(timeout=60)
+    assert err.splitlines()[-1].endswith("voila ended with exit code 3; is port 5 taken? give another --port")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_signal_ends_voila_too(tmp_path, stop, stubborn):
+    "Also one that reaches our process only, and also a voila that does not listen."
+    process = serve_with(tmp_path, f"""
+import os, signal, time
+if {stubborn}: signal.signal(signal.SIGINT, signal.SIG_IGN)
+print(os.getpid(), flush=True)
+try: time.sleep(60)
+except KeyboardInterrupt: print("tidied up", flush=True)
+""")
+    child = int(process.stdout.readline())
+    process.send_signal(stop)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: -signal.SIGINT}[stop], err
+    assert out.strip() == ("" if stubborn else "tidied up")
+    with pytest.raises(ProcessLookupError): os.kill(child, 0)
 
 
 def test_the_package_ships_its_javascript():
