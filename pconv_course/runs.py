@@ -589,24 +589,42 @@ def memory_of(run, learn):
     weights = sum(p.numel()*p.element_size() for p in net.parameters())*(5 if run.recipe.ema else 4)
     return dict(weights=weights, features=kept, peak=torch.cuda.max_memory_allocated(gt.device) if gt.is_cuda else None)
 
-# %% ../nbs/17_runs.ipynb #3d4404eb
+# %% ../nbs/17_runs.ipynb #1a01019b
+def seconds_per_image(run, learn, steps, warm):
+    "{with features?: seconds} of the kinds of steps that the phases of `run` have; its position is put back."
+    was, seconds = run.position, {}
+    for on, i in {p.features: i for i, p in enumerate(run.recipe.phases)}.items():
+        run.position, watch = Position(phase=i), Stopwatch(run, steps, warm)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[watch])
+        seconds[on] = watch.seconds/(run.recipe.bs*steps)
+    run.position = was
+    return seconds
+
+def epochs_ahead(run, n_iter, costs):
+    "{with features?: epochs} still to come, for epochs of `n_iter` steps that take `costs` seconds; phases share a budget of minutes."
+    r, p, ahead = run.recipe, run.position, dict.fromkeys(costs, 0.)
+    for q in r.phases if run.minutes else (): ahead[q.features] += max(0, 60*run.minutes - p.seconds)*q.share/sum(o.share for o in r.phases)/costs[q.features]
+    kinds = [] if run.minutes else [q.features for q in r.phases for _ in range(q.epochs)][p.epoch:]
+    for i, on in enumerate(kinds): ahead[on] += 1 if i else 1 - p.iteration/n_iter
+    return ahead
+
+# %% ../nbs/17_runs.ipynb #d2822f67
 def rehearse(
     run,  # a `Run`
     learn,  # its learner, with the callbacks that decide what a step is
-    steps=10,  # to be timed
+    steps=10,  # to be timed, of each kind
     warm=2,  # before them
 ) -> dict:
     "What a run will cost, measured on a few steps; nothing is written. The weights of `learn` are spoiled."
-    watch, r, n, p = Stopwatch(run, steps, warm), run.recipe, len(learn.dls.train), replace(run.position)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[watch])
-    began = time.perf_counter()
+    r, n = run.recipe, len(learn.dls.train)
+    seconds, began = seconds_per_image(run, learn, steps, warm), time.perf_counter()
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda cb: isinstance(cb, RunCallback))): learn.validate(dl=[learn.dls.valid.one_batch()])
-    score = (time.perf_counter() - began)*len(learn.dls.valid)
-    rate, epoch = r.bs*steps/watch.seconds, n*math.ceil(r.min_steps/n)*r.bs
-    per_epoch = epoch/rate + score
-    left = 60*run.minutes - p.seconds if run.minutes else (total_epochs(r) - p.epoch)*per_epoch - p.iteration*r.bs/rate
-    return dict(parameters=sum(o.numel() for o in learn.model.parameters()), memory=memory_of(run, learn), images_per_s=rate,
-                images=round(max(0, left)*epoch/per_epoch), epochs=left/per_epoch, hours=max(0, left)/3600)
+    score, n_iter = (time.perf_counter() - began)*len(learn.dls.valid), n*math.ceil(r.min_steps/n)
+    costs = {on: n_iter*r.bs*s + score for on, s in seconds.items()}
+    ahead = epochs_ahead(run, n_iter, costs)
+    epochs, training = sum(ahead.values()), sum(ahead[on]*seconds[on] for on in ahead)
+    return dict(parameters=sum(o.numel() for o in learn.model.parameters()), memory=memory_of(run, learn), images_per_s=epochs/training if training else 1/max(seconds.values()),
+                images=round(epochs*n_iter*r.bs), epochs=epochs, hours=sum(ahead[on]*costs[on] for on in ahead)/3600)
 
 # %% ../nbs/17_runs.ipynb #e552f4e4
 def clock(seconds):

@@ -39,7 +39,7 @@ from .runs import (ELSEWHERE, BudgetCallback, CheckpointCallback, Position, Posi
                                StopOnNaN, StripCallback, TrainingInterrupted, alone_in, last_saved, latest_checkpoint, read_log, rehearse,
                                reporter, restore, result_of, rng_state, set_rng_state, stop_signals, tensorboard_callback, total_epochs)
 
-# %% ../nbs/08_train.ipynb #688804e3
+# %% ../nbs/08_train.ipynb #a72bad0d
 @dataclass(frozen=True)
 class Phase:
     "A stretch of training: a learning rate, kept or lowered."
@@ -49,6 +49,7 @@ class Phase:
     freeze_bn: bool = False  # encoder batch norm frozen, statistics and parameters (section 4.2)?
     schedule: str = 'constant'  # 'constant', or 'cosine': half a cosine from `lr` down to `lr_end`
     lr_end: float = 0.  # where a cosine ends
+    features: bool = True  # perceptual and style terms, where they have a weight? Without them a step costs a fraction
 
 # %% ../nbs/08_train.ipynb #bc84b253
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def uses_features(recipe):
     "Does a loss term with a weight compare features?"
     return any(recipe.weights[k] for k in FEATURE_TERMS)
 
-# %% ../nbs/08_train.ipynb #5b02fd37
+# %% ../nbs/08_train.ipynb #c8f031fe
 def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
     for k, low in WHOLE.items():
@@ -127,6 +128,7 @@ def complaints(r):
     if r.chunk is not None and r.chunk != 'auto' and not whole(r.chunk, 1): yield f"chunk={r.chunk!r}: give images at a time, 1 or more, or 'auto'"
     if len(r.hole_ratio) != 2 or not 0 < r.hole_ratio[0] < r.hole_ratio[1] < 1: yield f"hole_ratio={r.hole_ratio}: give two numbers with 0 < low < high < 1"
     if 2**r.depth > 4*r.size: yield f"depth={r.depth}: {r.size} px cannot be halved that often; give a smaller depth"
+    if uses_features(r) and r.phases and not any(p.features for p in r.phases): yield "perceptual and style terms have weights, and no phase has features=True: give it to one, or set the weights to 0"
     if r.features == 'none' and uses_features(r): yield "features='none' leaves perceptual and style terms nothing to compare: set their weights to 0"
     if not any(r.weights.values()): yield "no loss term has a weight: give one"
 
@@ -143,12 +145,12 @@ def normalise(r):
     except (TypeError, AttributeError) as e: problem = f"a value has the wrong type ({e})"
     if problem: raise InputError(f"recipe {r.name!r}: {problem}")
 
-# %% ../nbs/08_train.ipynb #d63a3cb8
+# %% ../nbs/08_train.ipynb #c3eca3a1
 def phase_text(r, i):
     "Phase `i` of the recipe `r` in words; '' when it has fewer."
     if i >= len(r.phases): return ''
     p, share = r.phases[i], r.phases[i].share/sum(q.share for q in r.phases)
-    return f"lr {p.lr:g}{f' to {p.lr_end:g} by a cosine' if p.schedule == 'cosine' else ''}, {p.epochs} epochs or {share:.0%} of the time{', encoder BN frozen' if p.freeze_bn else ''}"
+    return f"lr {p.lr:g}{f' to {p.lr_end:g} by a cosine' if p.schedule == 'cosine' else ''}, {p.epochs} epochs or {share:.0%} of the time{', encoder BN frozen' if p.freeze_bn else ''}{', no features' if uses_features(r) and not p.features else ''}"
 
 def recipe_rows(*recipes):
     "A list of rows: key, then the value in each recipe as text."
@@ -243,23 +245,32 @@ def learning_rate(
     if p.schedule == 'cosine': lr = p.lr_end + (p.lr - p.lr_end)*(1 + math.cos(math.pi*phase_part(recipe, position, minutes, n_iter)))/2
     return lr*min(1., (position.step + 1)/(recipe.warmup + 1))
 
-# %% ../nbs/08_train.ipynb #524bd5c3
+# %% ../nbs/08_train.ipynb #91ee66e7
 class ScheduleCallback(RunCallback):
-    "Sets the learning rate, and freezes or frees the encoder's batch norm, by the position of the run."
+    "Sets the learning rate, freezes or frees the encoder's batch norm, and leaves out feature terms, by the position of the run."
     order, frozen = 3, False
+    def before_fit(self): self.has_features = getattr(self.loss_func, 'use_features', False)
+
     def before_batch(self):
         job = self.job
         job.tick()
         job.position.phase = phase_at(job.recipe, job.position, job.minutes)
         job.lr = learning_rate(job.recipe, job.position, job.minutes, job.n_iter)
+        phase = job.recipe.phases[job.position.phase]
         self.opt.set_hypers(lr=job.lr)
-        self.freeze(job.recipe.phases[job.position.phase].freeze_bn)
+        self.freeze(phase.freeze_bn)
+        if self.has_features: self.loss_func.use_features = phase.features
 
     def freeze(self, flag):
         if flag != self.frozen: get_model(self.model).freeze_encoder_bn(flag)
         self.frozen = flag
 
-    def after_fit(self): self.freeze(False)
+    def before_validate(self):
+        if self.has_features: self.loss_func.use_features = True
+
+    def after_fit(self):
+        self.freeze(False)
+        self.before_validate()
 
 # %% ../nbs/08_train.ipynb #293a23ea
 def average_decay(ema, step):

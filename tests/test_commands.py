@@ -211,6 +211,24 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     assert rehearsal(PRESETS["demo"], minutes=6, device="cpu", steps=2)[1]["hours"] == 0.1
 
 
+def test_dry_run_counts_phases_of_both_kinds():
+    "Steps with and without features are timed apart, and count by the epochs or the time that they have left."
+    from fastai.callback.core import Callback
+    from pconv_course.runs import Position, Run, epochs_ahead, rehearse
+    from pconv_course.train import PRESETS, Phase, recipe_learner, recipe_with, step_callbacks
+    class Look(Callback):
+        used = []
+        def after_loss(self): self.used.append((self.training, self.loss_func.use_features))
+    recipe = recipe_with(PRESETS["demo"], **TINY, features="random", min_steps=1, phases=(Phase(1e-3, epochs=3, share=3, features=False), Phase(1e-3, epochs=2)))
+    run = Run("", recipe)
+    cost = rehearse(run, recipe_learner(recipe, "drawn", "cpu", 0, [*step_callbacks(run), Look()]), steps=3, warm=1)
+    assert Look.used == [(True, False)]*4 + [(True, True)]*4 + [(False, True)] and cost["epochs"] == 5 and run.position == Position()
+    ahead = lambda run: epochs_ahead(run, 10, {False: 1., True: 4.})
+    assert ahead(run) == {False: 3, True: 2}
+    run.position = Position(epoch=2, iteration=5)
+    assert ahead(run) == {False: .5, True: 2} and ahead(Run("", recipe, minutes=2)) == {False: 90, True: 7.5}
+
+
 def test_dry_run_of_a_resumed_run(tmp_path):
     "Only the rest counts; the run is not changed."
     from fastai.callback.core import Callback, CancelFitException

@@ -401,6 +401,45 @@ def test_last_phase_freezes_the_encoders_batch_norm(tmp_path):
     assert {k for k in seen['two'] if k.endswith('conv.weight')} <= moved
 
 
+class Passes(Callback):
+    "Counts how often a step, or the scoring of an epoch, sends pictures through the features."
+    def before_fit(self):
+        self.seen, own = [], self.loss_func.features
+        own.register_forward_hook(lambda *_: self.seen[-1].__setitem__(-1, self.seen[-1][-1] + 1))
+    def before_batch(self): self.seen.append([self.position.job.position.epoch, self.training, 0])
+
+
+def test_a_phase_without_features_has_none(tmp_path):
+    "No pass through the features in its steps and their terms 0, all six in every held-out loss; the first phase is that of a run of pixel terms."
+    recipe = recipe_with(TINY, features='random', chunk=None, phases=(Phase(3e-3, epochs=2, features=False), Phase(6e-4, freeze_bn=True)))
+    go(recipe, tmp_path/'a', cbs=[passes := Passes()])
+    in_steps, in_scores = ({(e, n) for e, training, n in passes.seen if training is t} for t in (True, False))
+    assert in_steps == {(0, 0), (1, 0), (2, 3)} and {n for _, n in in_scores} == {3}
+    rows = [r for r in read_log(tmp_path/'a'/'log.jsonl') if r['kind'] == 'epoch']
+    style = [k for k in rows[0] if 'style' in k or 'perceptual' in k]
+    assert [all(r[k] == 0 for k in style if k.startswith('train')) for r in rows] == [True, True, False]
+    assert len(style) == 6 and all(r[k] > 0 for r in rows for k in style if k.startswith('valid'))
+    go(replace(TINY, phases=(Phase(3e-3, epochs=2), Phase(6e-4, freeze_bn=True))), tmp_path/'b')
+    pixels = [r for r in read_log(tmp_path/'b'/'log.jsonl') if r['kind'] == 'epoch']
+    assert [r['valid_psnr'] for r in rows[:2]] == [r['valid_psnr'] for r in pixels[:2]] and rows[2]['valid_psnr'] != pixels[2]['valid_psnr']
+
+
+def test_interrupted_between_phases_with_and_without_features(tmp_path):
+    "Before, at and after the border: bit for bit the uninterrupted run."
+    recipe = recipe_with(TINY, features='random', phases=(Phase(3e-3, features=False), Phase(6e-4)))
+    go(recipe, tmp_path/'whole')
+    n = read_log(tmp_path/'whole'/'log.jsonl')[-1]['step']//2
+    for step in (n - 1, n, n + 1):
+        with pytest.raises(TrainingInterrupted): go(recipe, tmp_path/str(step), cbs=[At(step, press())])
+        go(None, tmp_path/str(step), resume=True)
+        same_files(tmp_path/'whole', tmp_path/str(step))
+
+
+def test_features_that_no_phase_uses():
+    with pytest.raises(InputError, match='no phase has features=True'): recipe_with(TINY, features='random', phases=(Phase(1e-3, features=False),))
+    assert 'no features' in str(recipe_with(TINY, features='random', phases=(Phase(1e-3, features=False), Phase(1e-3)))) and 'no features' not in str(TINY)
+
+
 def test_budget_ends_the_run_in_its_last_phase(tmp_path):
     r = go(TINY, tmp_path/'run', minutes=0.05)
     assert r['finished'] and r['scores'][-1]['phase'] == 2 and r['minutes'] < 0.5

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from pconv_course.core import InputError, read_json
 from pconv_course.data import open_faces
 from pconv_course.losses import FEATURE_TERMS, InpaintLoss
-from pconv_course.runs import RunCallback
+from pconv_course.runs import RunCallback, public_recipe
 from pconv_course.train import Phase, Recipe, learning_rate, recipe_from, recipe_learner, recipe_with
 from pconv_course.trials import (PLANS, TWISTS, HeldOut, ImageRun, Plan, Variant, jobs, record_plan, run_plan, run_trials, show_trials, step_flop, summary, trial, trial_key,
                                  trial_table, work_until)
@@ -103,11 +103,13 @@ def test_held_out_pairs_are_fixed():
     assert a.gt.shape == (12, 3, 32, 32) and not torch.equal(a.m[:6], a.m[6:])
 
 
-@pytest.mark.parametrize('twist, reduce, price', [(dict(features_every=4), 1, .25), (dict(features_late=.75), 1, .25), (dict(features_crop=2), 1, .25), (dict(features_bf16=1), 1, 1.),
-                                                  (dict(), 2, .25), (dict(features_bf16=1), 2, .25)])
-def test_price_of_features(spy, twist, reduce, price):
+LATE = (Phase(3e-3, share=3, features=False), Phase(6e-4, freeze_bn=True))
+
+@pytest.mark.parametrize('twist, change, price', [(dict(features_every=4), {}, .25), (dict(features_crop=2), {}, .25), (dict(features_bf16=1), {}, 1.), ({}, dict(phases=LATE), .25),
+                                                   ({}, dict(features_reduce=2), .25), (dict(features_bf16=1), dict(features_reduce=2), .25), ({}, dict(phases=LATE, features_reduce=2), 1/16)])
+def test_price_of_features(spy, twist, change, price):
     six = recipe_with(TINY, features='random')
-    (_, plain), (_, full), (_, row) = spy(), spy(six), spy(replace(six, features_reduce=reduce), twist=twist)
+    (_, plain), (_, full), (_, row) = spy(), spy(six), spy(recipe_with(six, **change), twist=twist)
     part = (row['flop_per_image'] - plain['flop_per_image'])/(full['flop_per_image'] - plain['flop_per_image'])
     assert part == pytest.approx(price, abs=.03)
 
@@ -117,8 +119,8 @@ def test_features_sometimes(spy):
     s, _ = spy(six, twist=dict(features_every=4))
     assert s.used == [True, False, False, False]*2
     assert all(s.weights[0][k] == 4*six.weights[k] and s.weights[1][k] == 0 and s.weights[0]['hole'] == s.weights[1]['hole'] == 6 for k in FEATURE_TERMS)
-    s, _ = spy(six, twist=dict(features_late=.5))
-    assert s.used == [False]*4 + [True]*4 and s.weights[-1] == six.weights
+    s, _ = spy(recipe_with(six, phases=LATE), twist=dict(features_every=2))
+    assert s.used == [False]*6 + [True, False]
     s, _ = spy(twist=dict(features_every=2))
     assert s.used == [False]*8 and s.weights[0] == TINY.weights
 
@@ -240,9 +242,10 @@ def test_recorded_trials_are_of_todays_plans():
     for name, d in record.items():
         plan = PLANS[name]('random')
         base = recipe_from(d['base'] | dict(features='none' if d['base']['features'] == 'none' else 'random'))
-        assert base == plan.base and d['images'] == plan.images and d['twist'] == plan.twist
-        want = {(v.name, seed): (replace(recipe, name='', seed=0), v.twist, images) for v, seed, recipe, _, images in jobs(plan)}
-        got = {(r['name'], r['seed']): (replace(recipe_with(base, **r['change']), name='', seed=0), r['twist'], r['images']) for r in d['runs']}
+        assert public_recipe(base) == public_recipe(plan.base) and d['images'] == plan.images and d['twist'] == plan.twist
+        plain = lambda recipe: public_recipe(replace(recipe, name='', seed=0))
+        want = {(v.name, seed): (plain(recipe), v.twist, images) for v, seed, recipe, _, images in jobs(plan)}
+        got = {(r['name'], r['seed']): (plain(recipe_with(base, **r['change'])), r['twist'], r['images']) for r in d['runs']}
         assert got == want
 
 
