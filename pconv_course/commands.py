@@ -233,11 +233,11 @@ def pconv_demo(
     for case in record["cases"].values(): print(f"{case['title']}: {case['verdict']}")
     print(f"\n{record['total_minutes']:.1f} minutes in all. Open {os.path.join(out, 'report.html')}")
 
-# %% ../nbs/15_commands.ipynb #45f557eb
+# %% ../nbs/15_commands.ipynb #4d1dd87a
 @call_parse
 @clean_exit("pconv_trials")
 def pconv_trials(
-    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes) or loss (the six terms and cheaper ones)
+    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes), loss (the six terms and cheaper ones) or weights (how heavy the features may be)
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
     out: str = "runs/trials",  # folder of the finished trials; run the same command again to go on after an interruption
     record: str = None,  # JSON file for the record of the plan, such as trials.json; the table alone when absent

@@ -167,7 +167,7 @@ def __str__(self: Recipe): return '\n'.join(f'{k:12} {v}' for k, v in recipe_row
 @patch
 def _repr_markdown_(self: Recipe): return markdown_table(recipe_rows(self))
 
-# %% ../nbs/08_train.ipynb #a9064423
+# %% ../nbs/08_train.ipynb #64493aa2
 PRESETS = dict(
     demo=Recipe(name='demo', n_faces=1500, width=24, bs=8, flip=False, warmup=50,
                 phases=(Phase(2e-3, epochs=8, share=4), Phase(3e-4, epochs=2, share=1, freeze_bn=True))),
@@ -176,7 +176,7 @@ PRESETS = dict(
     paper=Recipe(name='paper', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS,
                 phases=(Phase(2e-4, epochs=30, share=6), Phase(5e-5, epochs=5, share=1, freeze_bn=True))),
     best=Recipe(name='best', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS, features_reduce=2, warmup=500, ema=0.999,
-                phases=(Phase(1e-3, epochs=12),)))
+                phases=(Phase(1e-3, epochs=9, share=3, features=False), Phase(1e-3, epochs=3))))
 
 # %% ../nbs/08_train.ipynb #ed68a81c
 FIRST = dict(impl='readable', channels_last=False)  # what runs did before there was a choice
