@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'NUMBERS', 'UsageError', 'is_memory', 'one_line', 'is_input', 'exit_code', 'clean_exit', 'check_number',
-           'pconv_data', 'pconv_train', 'pconv_demo', 'pconv_trials', 'MissingPackage', 'need', 'pconv_app']
+           'pconv_data', 'pconv_train', 'pconv_demo', 'check_place', 'pconv_trials', 'MissingPackage', 'need',
+           'pconv_app']
 
-# %% ../nbs/15_commands.ipynb #e7ce3074
+# %% ../nbs/15_commands.ipynb #bb8a826b
 import argparse
+import errno
 import importlib
 import math
 import os
 import re
 import sys
+import tempfile
 import warnings
 from contextlib import contextmanager
 
@@ -145,13 +148,13 @@ def _given(**options):
     for k, limits in NUMBERS.items(): check_number(k, options.get(k), *limits)
     return {k: v for k, v in options.items() if v is not None}
 
-# %% ../nbs/15_commands.ipynb #bace3c66
+# %% ../nbs/15_commands.ipynb #1a0e5f96
 @call_parse
 @clean_exit("pconv_train")
 def pconv_train(
-    preset: str = "demo",  # recipe to start from: demo (minutes, CPU), real (CPU hours or GPU minutes), paper (the paper's), best
+    preset: str = "demo",  # recipe to start from: demo (minutes, CPU), real (CPU hours or GPU minutes), paper (the paper's), best, or a recipe's JSON file
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
-    out: str = None,  # run folder, new or empty; runs/PRESET when absent
+    out: str = None,  # run folder, new or empty; runs/PRESET when absent, of a file its recipe's name
     minutes: float = None,  # time budget in minutes; the preset's number of epochs when absent
     resume: bool = False,  # go on with the run in --out by the recipe saved there; give the same --data
     valid: str = None,  # held-out faces: a share such as 0.1, or ids such as 800-898
@@ -162,7 +165,7 @@ def pconv_train(
     device: str = None,  # cpu, cuda, cuda:1 or mps; the best there is when absent
     precision: str = None,  # fp32, bf16 or fp16; the last two compute in half precision, fp16 with a scaled loss
     accumulate: int = None,  # pieces in which a batch of --bs pictures is computed when it is too large for the memory
-    start: str = None,  # run folder or model.safetensors whose weights to begin with; a network of the same shape
+    start: str = None,  # run folder or model.safetensors whose network and weights to begin with; pretrained: those of the package
     network: str = None,  # what its convolutions make of a hole: partial, plain or gated
     workers: int = None,  # processes that read pictures ahead; none when absent
     tensorboard: bool = False,  # write curves for TensorBoard into the run folder
@@ -170,7 +173,7 @@ def pconv_train(
 ):
     "Train a network that fills holes. What is absent comes from the preset; Ctrl-C leaves a run that can be resumed."
     changes = _given(size=size, bs=bs, seed=seed, features=features, valid=valid, precision=precision, accumulate=accumulate, start=start, network=network)
-    _train(preset, data, out or f"runs/{preset}", minutes, resume, device, changes, workers or 0, tensorboard, dry_run)
+    _train(preset, data, out, minutes, resume, device, changes, workers or 0, tensorboard, dry_run)
 
 # %% ../nbs/15_commands.ipynb #9e6ab14c
 def _underscores(argv):
@@ -179,7 +182,7 @@ def _underscores(argv):
 
 if os.path.basename(sys.argv[0]).startswith("pconv_"): sys.argv[1:] = _underscores(sys.argv[1:])
 
-# %% ../nbs/15_commands.ipynb #64d7e6a6
+# %% ../nbs/15_commands.ipynb #9debf396
 def _wait_politely():
     "Let torch's threads (GNU OpenMP) spin briefly and then sleep while they wait; call it before torch is imported."
     if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -190,14 +193,39 @@ def _check_device(name):
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as e: raise UsageError(f"--device {name} cannot be used here; leave it out, or use cpu") from e
 
+# %% ../nbs/15_commands.ipynb #a92aaeb4
+def _recipe(preset):
+    "A name for the run's folder, and the `Recipe` of a preset or of a JSON file. Raises `UsageError`, `InputError`."
+    from pconv_course.train import PRESETS, recipe_from_json
+    path = os.path.expanduser(preset)
+    if preset in PRESETS: return preset, PRESETS[preset]
+    if not os.path.isfile(path):
+        raise UsageError(f"unknown preset {preset!r}; choose from: {', '.join(PRESETS)}, or give a recipe's JSON file, such as a run's recipe.json")
+    recipe, stem = recipe_from_json(path), os.path.splitext(os.path.basename(path))[0]
+    return recipe.name if recipe.name != "custom" and re.fullmatch(r"\w[\w.-]*", str(recipe.name)) else stem, recipe
+
+# %% ../nbs/15_commands.ipynb #8a171965
+def _begun(start=None, network=None, **changes):
+    "Changes of a recipe: with `start`, also those that make its network the one whose weights it begins with. Raises `UsageError`, `InputError`."
+    given = {k: v for k, v in dict(start=start, network=network).items() if v is not None} | changes
+    if start is None: return given
+    from pconv_course.pretrained import load_model, load_pretrained, weights_dir
+    theirs = (load_pretrained() if start == "pretrained" else load_model(start))[1]["model"]
+    shape = {k: theirs.get(k, v) for k, v in dict(depth=None, width=None, formula="paper", network="partial").items()}
+    if network not in (None, shape["network"]):
+        raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
+    return given | shape | (dict(start=str(weights_dir()/"faces.safetensors")) if start == "pretrained" else {})
+
+# %% ../nbs/15_commands.ipynb #21d6d846
 def _train(preset, data, out, minutes, resume, device, changes, workers=0, tensorboard=False, dry_run=False):
     _given(minutes=minutes, workers=workers)
     if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
     _wait_politely()
     _check_device(device)
-    from pconv_course.train import PRESETS, recipe_with, rehearsal, train
-    if preset not in PRESETS: raise UsageError(f"unknown preset {preset!r}; choose from: {', '.join(PRESETS)}")
-    recipe = None if resume else recipe_with(PRESETS[preset], **changes)
+    from pconv_course.train import recipe_with, rehearsal, train
+    name, recipe = _recipe(preset)
+    out = out or f"runs/{name}"
+    recipe = None if resume else recipe_with(recipe, **_begun(**changes))
     if dry_run: return print(_cost_text(*rehearsal(recipe, data, out, minutes, resume, device=device, num_workers=workers)))
     result = train(recipe, data, out, minutes, resume, device=device, num_workers=workers, tensorboard=tensorboard)
     if os.environ.get("RANK", "0") == "0": print(f"{result['images']:,} pictures in {result['minutes']:.1f} minutes; the network is in {os.path.join(out, 'model.safetensors')}")
@@ -233,7 +261,30 @@ def pconv_demo(
     for case in record["cases"].values(): print(f"{case['title']}: {case['verdict']}")
     print(f"\n{record['total_minutes']:.1f} minutes in all. Open {os.path.join(out, 'report.html')}")
 
-# %% ../nbs/15_commands.ipynb #4d1dd87a
+# %% ../nbs/15_commands.ipynb #4ab46605
+def check_place(
+    name,  # name of the option, for the message
+    path,  # where something will be written, or None when the option was not given
+    folder=False,  # is `path` a folder that files go into, or a file?
+):
+    "`path` back, ~ expanded, when it can be written. Raises `UsageError` otherwise. Nothing is made."
+    if not path: return path
+    path = os.path.expanduser(path)
+    at = os.path.abspath(path) if folder else os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(at): at = os.path.dirname(at)
+    try:
+        if not folder and os.path.isdir(path): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=at).close()
+    except OSError as e: raise UsageError(f"--{name} {path} cannot be written: {e.strerror}; choose another place") from e
+    return path
+
+def _check_record(path):
+    "Raises `UsageError`, `InputError` if `path` is a file and no record of trials, to which a plan could be added."
+    from pconv_course.core import read_json
+    record = read_json(path) if path and os.path.exists(path) else dict(plans={})
+    if not (isinstance(record, dict) and isinstance(record.get("plans"), dict)): raise UsageError(f"--record {path} is no record of trials; choose another file")
+
+# %% ../nbs/15_commands.ipynb #85a90e22
 @call_parse
 @clean_exit("pconv_trials")
 def pconv_trials(
@@ -249,7 +300,9 @@ def pconv_trials(
     "Compare ways to train: same faces, same holes, same held-out pairs; what is finished is not run again."
     check_number("images", images, 64, 10**9, "faces")
     check_number("seeds", seeds, 1, 100)
+    out, record = check_place("out", out, folder=True), check_place("record", record)
     _wait_politely()
+    _check_record(record)
     from pconv_course.trials import run_trials, trial_table
     print(trial_table(run_trials(plan, data, out, record, features, images, seeds, only and [o.strip() for o in only.split(";")])))
 

@@ -1,8 +1,10 @@
 """The commands as a shell sees them: help, exit codes, one line of error, nothing heavy before it is needed."""
+import errno
 import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from fastcore.script import anno_parser
 
 from pconv_course import commands
 from pconv_course.commands import UsageError, check_number, clean_exit, exit_code, one_line
-from pconv_course.core import InputError
+from pconv_course.core import InputError, write_json
 
 NAMES = ("pconv_data", "pconv_train", "pconv_demo", "pconv_trials", "pconv_app")
 LAUNCH = "import sys\nfrom pconv_course.commands import {0}\nif __name__ == '__main__': sys.exit({0}())\n"
@@ -176,9 +178,91 @@ def test_options_reach_train(monkeypatch):
     assert (seen["data"], seen["out"], seen["minutes"], seen["resume"], seen["device"]) == ("faces.zip", "r", 3., False, "cpu")
     commands.pconv_train(resume=True, out="r")
     assert seen["recipe"] is None and seen["resume"] and (seen["num_workers"], seen["tensorboard"]) == (0, False)
-    commands.pconv_train(precision="bf16", accumulate=4, start="weights", workers=3, tensorboard=True, network="gated", out="r")
+    commands.pconv_train(precision="bf16", accumulate=4, workers=3, tensorboard=True, network="gated", out="r")
     r = seen["recipe"]
-    assert (r.precision, r.accumulate, r.start, r.network, r.bs % 4) == ("bf16", 4, "weights", "gated", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
+    assert (r.precision, r.accumulate, r.start, r.network, r.bs % 4) == ("bf16", 4, None, "gated", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
+
+
+def test_recipe_of_a_file(tmp_path, monkeypatch):
+    "--preset takes a recipe's JSON file; options replace what is in it; the run's folder has the name of the recipe, or of the file."
+    from pconv_course.train import PRESETS, recipe_with
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pconv_course.train.train", lambda recipe, data, out, *a, **k: seen.append((recipe, out)) or dict(images=1, minutes=1.))
+    recipe = recipe_with(PRESETS["demo"], name="mine", size=48, depth=3, width=4)
+    names = dict(recipe=asdict(recipe), part=dict(width=8), climber=dict(name="../../up", width=8))
+    for stem, d in names.items(): write_json(tmp_path/f"{stem}.json", d)
+    commands.pconv_train("recipe.json")
+    commands.pconv_train("recipe.json", size=32, seed=7, out="r")
+    for stem in ("part", "climber"): commands.pconv_train(str(tmp_path/f"{stem}.json"))
+    assert [out for _, out in seen] == ["runs/mine", "r", "runs/part", "runs/climber"]
+    assert seen[0][0] == recipe and seen[1][0] == recipe_with(recipe, size=32, seed=7) and seen[2][0].width == 8
+
+
+def test_files_that_hold_no_recipe(tmp_path, capsys):
+    "One line, code 2, nothing made: no such name or file, a folder, no JSON, JSON of something else, values that cannot be."
+    (tmp_path/"folder.json").mkdir()
+    for name, text in dict(cut='{"size": 32', bytes="\xff\xfe\x00", list="[1]", scores='{"psnr": 24.1}', wrong='{"size": "big"}').items():
+        (tmp_path/f"{name}.json").write_text(text, encoding="latin-1")
+    says = dict(cut="not valid JSON", bytes="not valid JSON", list="a recipe is an object", scores="unknown in a recipe: 'psnr'", wrong="size='big'",
+                folder="or give a recipe's JSON file", nowhere="or give a recipe's JSON file")
+    for name, words in says.items():
+        with pytest.raises(SystemExit) as e: commands.pconv_train(str(tmp_path/f"{name}.json"), out=str(tmp_path/"run"))
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err.count("\n") == 1 and words in err, err
+    assert not (tmp_path/"run").exists()
+
+
+@pytest.mark.parametrize("how", ["name", "file"])
+def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
+    "No preset has their network; the command takes it from them, by name or by file, and a tiny run ends with its shape."
+    from pconv_course.pretrained import load_model, pretrained_info, weights_dir
+    write_json(tmp_path/"tiny.json", dict(TINY, n_faces=6, bs=2, valid=.4, min_steps=2, formula="v1", phases=[dict(lr=1e-4)]))
+    start = "pretrained" if how == "name" else str(weights_dir()/"faces.safetensors")
+    commands.pconv_train(str(tmp_path/"tiny.json"), out=str(tmp_path/"run"), start=start, device="cpu")
+    theirs, config = load_model(weights_dir()/"faces.safetensors")[1]["model"], load_model(tmp_path/"run")[1]
+    assert config["model"] == theirs and config["recipe"]["size"] == 32 and config["position"]["step"] == 2
+    assert config["start"]["sha256"] == pretrained_info()["sha256"] and config["recipe"]["start"] == "faces.safetensors"
+
+
+def test_start_brings_its_network(tmp_path, capsys):
+    "Also a gated one; another network asked for at the same time is refused, and so is a start that is none."
+    from pconv_course.train import PRESETS, Phase, recipe_with, train
+    gated = recipe_with(PRESETS["demo"], **TINY, min_steps=1, network="gated", phases=(Phase(1e-3),))
+    train(gated, out=tmp_path/"gated", device="cpu", progress=False)
+    shape = dict(depth=3, width=4, formula="paper", network="gated")
+    for network in (None, "gated"): assert commands._begun(str(tmp_path/"gated"), network) == dict(start=str(tmp_path/"gated"), **shape)
+    assert commands._begun(size=32) == dict(size=32) and commands._begun(network="plain") == dict(network="plain")
+    says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="pretrained", network="gated"), "which is partial"),
+            (dict(start=str(tmp_path/"nowhere")), "no such file")]
+    for how, words in says:
+        with pytest.raises(SystemExit) as e: commands.pconv_train(out=str(tmp_path/"run"), device="cpu", **how)
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err.count("\n") == 1 and words in err and not (tmp_path/"run").exists(), err
+
+
+@pytest.mark.parametrize("option,place", [("record", "folder"), ("record", "file/t.json"), ("record", "/proc/t.json"), ("record", "link/t.json"), ("record", "file"),
+                                          ("record", "list.json"), ("out", "file"), ("out", "file/runs"), ("out", "/proc/pconv/runs")])
+def test_trials_that_cannot_be_recorded(option, place, tmp_path, capsys, monkeypatch):
+    "Refused before the first trial; what is there stays, and nothing is made."
+    monkeypatch.setattr("pconv_course.trials.run_trials", lambda *a: pytest.fail("the trials began"))
+    (tmp_path/"folder").mkdir(), (tmp_path/"file").write_text("precious"), (tmp_path/"list.json").write_text("[1]"), (tmp_path/"link").symlink_to(tmp_path/"gone")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as e: commands.pconv_trials(**{"out": str(tmp_path/"runs"), option: str(tmp_path/place)})
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("\n") == 1 and err.startswith("pconv_trials: error: ") and place in err, err
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path/"file").read_text() == "precious"
+
+
+def test_places_where_trials_can_be_recorded(tmp_path, monkeypatch):
+    "A file that is there, a folder that is not; nothing is made, the read-only file system is simulated since root may write anywhere else."
+    (tmp_path/"t.json").write_text('{"plans": {}}')
+    for path in (None, "t.json", "new/folder/t.json"): assert commands.check_place("record", path and str(tmp_path/path)) == (path and str(tmp_path/path))
+    assert commands.check_place("out", str(tmp_path/"a"/"b"), folder=True) and commands.check_place("out", str(tmp_path), folder=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"] and commands.check_place("record", "~/t.json") == os.path.expanduser("~/t.json")
+    def refuse(**kw): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    monkeypatch.setattr(commands.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UsageError, match="^--record .*t.json cannot be written: Read-only file system; choose another place$"): commands.check_place("record", str(tmp_path/"t.json"))
 
 
 TINY = dict(size=32, n_faces=40, n_masks=10, depth=3, width=4, bs=8)

@@ -319,7 +319,7 @@ def test_wrong_hash(source, request, tmp_path):
     server.hash = b"something else"
     code, err, _ = fetch_ffhq(source, tmp_path / "out")
     assert code == 2 and len(err) == 1 and "hash is wrong" in err[0] and "repeat the command" in err[0], err
-    assert downloads(tmp_path) == [] and not (tmp_path / "out").exists()
+    assert downloads(tmp_path) == [] and not list(tmp_path.glob("out*"))
     server.hash = None
     assert fetch_ffhq(source, tmp_path / "out")[0] == 0
 
@@ -338,9 +338,18 @@ def test_refused(source, status, request, tmp_path):
     assert code == 2 and len(err) == 1 and WORDS[status] in err[0], err
     assert err[0].startswith("pconv_data: error: ") and len(err[0]) < 300 and "Traceback" not in err[0]
     if status in (401, 403): assert {"hf": "HF_TOKEN", "kaggle": "KAGGLE_API_TOKEN"}[source] in err[0]
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*")), "neither a folder of faces nor an empty one of the download"
     server.status = None
     assert fetch_ffhq(source, tmp_path / "out")[0] == 0, "a refusal leaves nothing that is in the way"
+
+
+def test_a_refusal_after_the_greeting_leaves_nothing(hf, tmp_path):
+    "Size and hash are told, the file itself is not: no half file of no bytes stays. What somebody else put there does."
+    hf.status, hf.only = 403, "GET"
+    assert fetch_ffhq("hf", tmp_path / "out")[0] == 2 and not list(tmp_path.glob("out*"))
+    (tmp_path / "out.download").mkdir()
+    (tmp_path / "out.download" / "notes.txt").touch()
+    assert fetch_ffhq("hf", tmp_path / "out")[0] == 2 and downloads(tmp_path) == ["notes.txt"]
 
 
 def test_too_many_requests_in_the_middle(hf, tmp_path):
@@ -360,6 +369,7 @@ def test_no_connection(source, request, tmp_path):
     server.shutdown(), server.server_close()
     code, err, _ = fetch_ffhq(source, tmp_path / "out")
     assert code == 2 and len(err) == 1 and "no connection" in err[0], err
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_private_copy_says_so(hf, tmp_path):
@@ -384,8 +394,9 @@ def test_library_absent(source, name, tmp_path, monkeypatch):
     "Neither library is needed until its source is asked for; then one line names what to install."
     for k in [m for m in sys.modules if m == name or m.startswith(name + ".")]: monkeypatch.delitem(sys.modules, k)
     monkeypatch.setitem(sys.modules, name, None)
-    code, err, _ = fetch_ffhq(source, tmp_path / "out")
-    assert code == 2 and len(err) == 1 and err[0].endswith(f"pip install {name}")
+    code, err, out = fetch_ffhq(source, tmp_path / "out")
+    assert (code, err) == (2, [f"pconv_data: error: {name} is missing; install it: pip install 'pconv_course[hub]'"])
+    assert "fetching" not in out and not list(tmp_path.glob("out*"))
 
 
 def test_importing_the_module_loads_no_client():
@@ -437,6 +448,41 @@ def test_wrong_arguments(tmp_path):
     for args in (("prepare",), ("masks", "x")):
         code, err, _ = command(*args)
         assert code == 2 and len(err) == 1 and "SRC DST" in err[0]
+
+
+@pytest.mark.parametrize("kw", [dict(ids="many"), dict(ids="80000-90000"), dict(ids="9-5"), dict(valid="foo"), dict(valid="2"), dict(valid="nan"), dict(valid="70000-80000"),
+                                dict(valid="0-69999"), dict(ids="0-99"), dict(ids="0-99", valid="0-200")])
+def test_what_cannot_be_split_is_not_fetched(kw, hf, tmp_path):
+    "One line before the host is asked for anything; no folder, no word of a file that is not there."
+    code, err, out = fetch_ffhq("hf", tmp_path / "out", **kw)
+    assert code == 2 and len(err) == 1 and err[0].startswith("pconv_data: error: ") and ("--ids" in err[0] or "valid" in err[0]), err
+    assert out == "" and not hf.log and not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("valid,ids", [(hub.VALID, None), (hub.VALID, "0-51999"), (.1, None), ("0.999", "7-8"), ("800 - 898", "0-900"), ("0-0", "0-1"), (["00003"], None)])
+def test_what_can_be_split_passes(valid, ids): hub.check_split(valid, ids)
+
+
+def test_a_failed_fetch_names_no_file_that_is_not_there(hf, tmp_path):
+    hf.status = 404
+    assert "LICENCE.txt" not in fetch_ffhq("hf", tmp_path / "out")[2]
+    hf.status = None
+    assert f"the licence is in {tmp_path / 'out' / 'LICENCE.txt'}" in fetch_ffhq("hf", tmp_path / "out")[2] and (tmp_path / "out" / "LICENCE.txt").exists()
+
+
+# The weights in the package, trained on FFHQ
+
+def test_the_weights_carry_their_licence(tmp_path):
+    "Their terms lie beside them, say what their record says, are installed with them, and are named in the README."
+    from pconv_course.pretrained import pretrained_info, weights_dir
+    text = (weights_dir() / "LICENCE.txt").read_text(encoding="utf-8")
+    assert pretrained_info()["licence"] in " ".join(text.split()) and "NON-COMMERCIAL" in text and "VGG-19" in text
+    top = Path(hub.__file__).parents[1]
+    if not (top / "setup.py").exists(): pytest.skip("not a checkout")
+    assert "pconv_course/weights/LICENCE.txt" in (top / "README.md").read_text(encoding="utf-8")
+    pytest.importorskip("setuptools")
+    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path)], cwd=top, check=True, capture_output=True)
+    assert {p.name for p in (tmp_path / "pconv_course" / "weights").iterdir()} >= {"LICENCE.txt", "faces.json", "faces.safetensors"}
 
 
 def test_another_size_in_the_same_folder(hf, tmp_path):
