@@ -8,7 +8,7 @@ __all__ = ['Position', 'save_checkpoint', 'load_checkpoint', 'latest_checkpoint'
            'CheckpointCallback', 'BudgetCallback', 'TrainingInterrupted', 'stop_signals', 'alone_in',
            'tensorboard_callback', 'rehearse', 'LineReport', 'BarReport', 'reporter']
 
-# %% ../nbs/17_runs.ipynb #85754f99
+# %% ../nbs/17_runs.ipynb #d4fdf899
 import csv
 import io
 import json
@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path

@@ -488,7 +488,7 @@ def begun(at_end, run, data, device, num_workers, cbs):
     begin(run, learn)
     return learn
 
-# %% ../nbs/08_train.ipynb #363576fe
+# %% ../nbs/08_train.ipynb #fc833308
 def rehearsal(
     recipe, data='drawn', out='runs/train', minutes=None, resume=False, valid=None, device=None, num_workers=0,  # as in `train`
     steps=10,  # to be timed
@@ -496,5 +496,8 @@ def rehearsal(
     "What `train` would cost here: size of the network, memory, images per second, hours. Writes nothing. Raises `InputError`."
     state, run = rng_state(), open_run(recipe, data, out, minutes, resume, valid)
     if run.state: run.position = Position(**run.state['position'])
-    try: return run.recipe, rehearse(run, recipe_learner(run.recipe, data, device, num_workers, step_callbacks(run)), steps)
+    try:
+        learn = recipe_learner(run.recipe, data, device, num_workers, step_callbacks(run))
+        if run.recipe.start and not run.state: begin_from(get_model(learn.model), run.recipe.start)
+        return run.recipe, rehearse(run, learn, steps)
     finally: set_rng_state(state)

@@ -271,12 +271,13 @@ def features_bf16(learn, run, on):
 # %% ../nbs/20_trials.ipynb #a7e38a69
 TWISTS = {f.__name__: f for f in (output_range, decay, curriculum, progressive, features_every, features_crop, features_bf16)}
 
-# %% ../nbs/20_trials.ipynb #2718554c
+# %% ../nbs/20_trials.ipynb #29367e46
 def entries(recipe):
-    "The entries of a recipe and of its phases that are not the default, so that an entry which recipes get later leaves old trials what they are."
+    "The entries of a recipe and of its phases that are not the default, so that an entry which recipes get later leaves old trials what they are; files by their hash."
     default, phase = public_recipe(Recipe()), asdict(Phase(1.))
     own = {k: v for k, v in public_recipe(recipe).items() if v != default[k]}
-    return own | dict(phases=[{k: v for k, v in p.items() if k == 'lr' or v != phase[k]} for p in public_recipe(recipe)['phases']])
+    files = {k: sha256_of(v) for k in ('features', 'start') if (v := getattr(recipe, k)) and Path(v).is_file()}
+    return own | files | dict(phases=[{k: v for k, v in p.items() if k == 'lr' or v != phase[k]} for p in public_recipe(recipe)['phases']])
 
 def trial_key(*what):
     "A name for a trial: the beginning of a SHA-256 over everything that decides it."
@@ -399,23 +400,23 @@ KEPT = dict(phases=(Phase(4e-3),), warmup=50, ema=.99)  # what was kept of the f
 
 SCALED = Recipe(name='paper', size=32, depth=5, width=16, bs=8, n_masks=2000, precision='bf16', phases=two_phases(2e-4))
 
-# %% ../nbs/20_trials.ipynb #3f70ab3d
+# %% ../nbs/20_trials.ipynb #c4d1cf19
 def steps_plan():
     "Which way of stepping helps? Pixel terms only."
-    c, frozen = cosine(4e-3), (Phase(4e-3, share=4, schedule='cosine', lr_end=4e-4), Phase(4e-4, schedule='cosine', freeze_bn=True))
+    c, frozen = cosine(4e-3), lambda share, lr: (Phase(4e-3, share=share, schedule='cosine', lr_end=lr), Phase(lr, schedule='cosine', freeze_bn=True))
     rates = [Variant(f'lr {lr}', dict(phases=two_phases(float(lr)))) for lr in ('1e-3', '2e-3', '4e-3')]
     falls = [Variant(f'cosine {lr}', cosine(float(lr))) for lr in ('2e-3', '4e-3', '8e-3')]
-    recipes = {'no warm-up': dict(warmup=0), 'frozen from 80 %': dict(phases=frozen), 'EMA .99': dict(ema=.99), 'batch 16': dict(bs=16, warmup=25),
-               'batch 4': dict(bs=4, warmup=100), 'width 12': dict(width=12), 'width 24': dict(width=24), 'depth 4': dict(depth=4)}
+    recipes = {'no warm-up': dict(warmup=0), 'frozen from 80 %': dict(phases=frozen(4, 4e-4)), 'frozen from 50 %': dict(phases=frozen(1, 2e-3)), 'EMA .99': dict(ema=.99), 'batch 16': dict(bs=16, warmup=25),
+               'batch 4': dict(bs=4, warmup=100), 'width 12': dict(width=12), 'width 24': dict(width=24), 'depth 4': dict(depth=4), 'depth 6': dict(depth=6)}
     twists = {'sigmoid': dict(output_range='sigmoid'), 'clamped': dict(output_range='clamp'), 'AdamW .01': dict(decay=.01), 'curriculum': dict(curriculum=.5)}
-    averages = [Variant('constant 2e-3, EMA .99', KEPT | dict(phases=(Phase(2e-3),))), Variant('constant 4e-3, EMA .99', KEPT),
+    averages = [Variant('constant 2e-3, EMA .99', KEPT | dict(phases=(Phase(2e-3),))), Variant('constant 4e-3, EMA .99', KEPT), Variant('constant 4e-3, EMA .99, no warm-up', KEPT | dict(warmup=0)),
                 Variant('constant 4e-3, EMA .99, sigmoid', KEPT, dict(output_range='sigmoid')),
                 Variant('cosine 8e-3, EMA .99, sigmoid', {**cosine(8e-3), 'ema': .99}, dict(output_range='sigmoid'))]
     variants = [Variant('paper, pixel terms'), *rates, *falls, *averages, *[Variant(f'cosine 4e-3, {k}', {**c, **v}) for k, v in recipes.items()],
                 *[Variant(f'cosine 4e-3, {k}', c, v) for k, v in twists.items()], Variant('cosine 4e-3, depth 4, progressive', c | dict(depth=4), dict(progressive=.5))]
     return Plan('steps', SCALED, 8192, tuple(replace(v, seeds=3) for v in variants))
 
-# %% ../nbs/20_trials.ipynb #d2feeb95
+# %% ../nbs/20_trials.ipynb #96515a37
 WEIGHTS_HERE = {**PAPER_WEIGHTS, 'style_out': 3., 'style_comp': 3.}
 
 def late(lr):
@@ -429,7 +430,7 @@ def loss_plan(features='random'):
                 'features every 4th step': ({}, dict(features_every=4)), 'features of a crop of half the side': ({}, dict(features_crop=2)),
                 'features in the last quarter': (last, {}), 'features of half size in the last quarter': (half | last, {})}
     kept = [Variant(f'best: {k}', KEPT | change, twist, seeds=3) for k, (change, twist) in variants.items()]
-    return Plan('loss', base, 4096, (Variant('paper', seeds=3), *kept), dict(features_bf16=1))
+    return Plan('loss', base, 4096, (Variant('paper', seeds=3), Variant('paper at 4e-3', dict(phases=two_phases(4e-3)), seeds=3), *kept), dict(features_bf16=1))
 
 # %% ../nbs/20_trials.ipynb #411eaf30
 def weights_plan(features='random', start=None):
