@@ -47,11 +47,12 @@ def to_half(
     fits = lambda k, t: t.is_floating_point() and "running_" not in k and bool(t.half().isfinite().all())
     return {k: (t.half() if fits(k, t) else t).contiguous() for k, t in state.items()}
 
-# %% ../nbs/23_pretrained.ipynb #e6f06531
+# %% ../nbs/23_pretrained.ipynb #8f8ed76f
 def between(a, b, part):
     "The state dict at `part` of the way from the state dict `a` to `b`. Raises `InputError` when they are of different networks, or `part` is outside of 0 to 1."
     if not 0 <= part <= 1: raise InputError(f"part={part!r}: give a number from 0 to 1")
     if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}: raise InputError("the last two runs are of different networks; part=1 packs the last one alone")
+    if part in (0, 1): return dict(b if part else a)
     return {k: v + part*(b[k] - v) if v.is_floating_point() else b[k] for k, v in a.items()}
 
 # %% ../nbs/23_pretrained.ipynb #a7b2636d

@@ -1,0 +1,62 @@
+"""What is packed: a network between two runs, its record, and the scores that say where between them."""
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pconv_course.core import InputError, read_json
+from pconv_course.pretrained import between, load_pretrained, pack_weights, pretrained_info, score_parts, weights_hash
+from pconv_course.train import Phase, Recipe, train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Two runs of a tiny network, the second begun from the first."
+    folder = tmp_path_factory.mktemp("runs")
+    tiny = dict(size=32, n_faces=40, valid=.2, n_masks=10, depth=3, width=4, bs=8, min_steps=1, phases=(Phase(3e-3, epochs=2),))
+    train(Recipe(name="first", **tiny), out=folder/"a", device="cpu", progress=False)
+    train(Recipe(name="second", start=str(folder/"a"), seed=1, **tiny), out=folder/"b", device="cpu", progress=False)
+    return [folder/"a", folder/"b"]
+
+
+def state(run): return load_file(run/"model.safetensors")
+
+
+def test_the_packed_network_lies_between_the_last_two_runs(runs, tmp_path):
+    "In 16 bits, so within one part in 2048; part=1 is the last run itself, and the record says which it was."
+    record = pack_weights(runs, tmp_path, "half", part=.5)
+    net, _ = load_pretrained("half", folder=tmp_path)
+    a, b = map(state, runs)
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+    for k, v in net.state_dict().items(): torch.testing.assert_close(v, (a[k] + b[k])/2 if v.is_floating_point() else b[k], rtol=2**-11, atol=1e-7)
+    assert record["part"] == .5 and [s["recipe"]["name"] for s in record["stages"]] == ["first", "second"]
+    assert pack_weights(runs, tmp_path, "last")["part"] == 1
+    for k, v in load_pretrained("last", folder=tmp_path)[0].state_dict().items(): torch.testing.assert_close(v, b[k], rtol=2**-11, atol=1e-7)
+
+
+@pytest.mark.parametrize("part, word", [(1.5, "from 0 to 1"), (-.1, "from 0 to 1"), (float("nan"), "from 0 to 1")])
+def test_parts_that_are_none(runs, tmp_path, part, word):
+    with pytest.raises(InputError, match=word): pack_weights(runs, tmp_path, part=part)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_run_has_no_between(runs, tmp_path):
+    with pytest.raises(InputError, match="two or more"): pack_weights(runs[:1], tmp_path, part=.5)
+    with pytest.raises(InputError, match="different networks"): between(state(runs[0]), {"w": torch.zeros(2)}, .5)
+
+
+def test_scores_on_the_way(runs, tmp_path):
+    "The ends are the two runs; every row belongs to the network it names; nothing but names goes into the file."
+    score_parts(runs, "drawn", tmp_path/"parts.json", parts=(0, .5, 1))
+    record = read_json(tmp_path/"parts.json")
+    assert [r["part"] for r in record["rows"]] == [0, .5, 1] and record["runs"] == ["first", "second"]
+    from pconv_course.pretrained import load_model
+    assert [record["rows"][i]["sha256"] for i in (0, 2)] == [weights_hash(load_model(r)[0]) for r in runs]
+    assert len({r["hole_l1"] for r in record["rows"]}) == 3 and all(0 < r["texture"] and r["pairs"] == 16 for r in record["rows"])
+    assert str(tmp_path) not in json.dumps(record) and str(runs[0]) not in json.dumps(record)
+
+
+def test_the_file_in_the_package_is_what_the_card_says():
+    info = pretrained_info()
+    assert 0 < info["part"] <= 1 and [bool(s["recipe"]["weights"]["style_out"]) for s in info["stages"]] == [False]*4 + [True]
