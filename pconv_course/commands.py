@@ -216,14 +216,14 @@ def _begun(start=None, network=None, **changes):
         raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
     return given | shape | (dict(start=str(weights_dir()/"faces.safetensors")) if start == "pretrained" else {})
 
-# %% ../nbs/15_commands.ipynb #21d6d846
+# %% ../nbs/15_commands.ipynb #347caeb2
 def _train(preset, data, out, minutes, resume, device, changes, workers=0, tensorboard=False, dry_run=False):
     _given(minutes=minutes, workers=workers)
     if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
     _wait_politely()
     _check_device(device)
     from pconv_course.train import recipe_with, rehearsal, train
-    name, recipe = _recipe(preset)
+    name, recipe = _recipe(preset) if not (resume and out) else (None, None)
     out = out or f"runs/{name}"
     recipe = None if resume else recipe_with(recipe, **_begun(**changes))
     if dry_run: return print(_cost_text(*rehearsal(recipe, data, out, minutes, resume, device=device, num_workers=workers)))

@@ -589,26 +589,28 @@ def memory_of(run, learn):
     weights = sum(p.numel()*p.element_size() for p in net.parameters())*(5 if run.recipe.ema else 4)
     return dict(weights=weights, features=kept, peak=torch.cuda.max_memory_allocated(gt.device) if gt.is_cuda else None)
 
-# %% ../nbs/17_runs.ipynb #1a01019b
+# %% ../nbs/17_runs.ipynb #143c2c28
 def seconds_per_image(run, learn, steps, warm):
     "{with features?: seconds} of the kinds of steps that the phases of `run` have; its position is put back."
-    was, seconds = run.position, {}
+    was, minutes, seconds = run.position, run.minutes, {}
+    run.minutes = None  # a budget would run on while we measure
     for on, i in {p.features: i for i, p in enumerate(run.recipe.phases)}.items():
         run.position, watch = Position(phase=i), Stopwatch(run, steps, warm)
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[watch])
         seconds[on] = watch.seconds/(run.recipe.bs*steps)
-    run.position = was
+    run.position, run.minutes = was, minutes
     return seconds
 
 def epochs_ahead(run, n_iter, costs):
     "{with features?: epochs} still to come, for epochs of `n_iter` steps that take `costs` seconds; phases share a budget of minutes."
     r, p, ahead = run.recipe, run.position, dict.fromkeys(costs, 0.)
-    for q in r.phases if run.minutes else (): ahead[q.features] += max(0, 60*run.minutes - p.seconds)*q.share/sum(o.share for o in r.phases)/costs[q.features]
+    ends = np.cumsum([q.share for q in r.phases])*60*(run.minutes or 0)/sum(q.share for q in r.phases)
+    for q, begin, end in zip(r.phases, [0, *ends], ends): ahead[q.features] += max(0, end - max(begin, p.seconds))/costs[q.features]
     kinds = [] if run.minutes else [q.features for q in r.phases for _ in range(q.epochs)][p.epoch:]
     for i, on in enumerate(kinds): ahead[on] += 1 if i else 1 - p.iteration/n_iter
     return ahead
 
-# %% ../nbs/17_runs.ipynb #d2822f67
+# %% ../nbs/17_runs.ipynb #30e481d7
 def rehearse(
     run,  # a `Run`
     learn,  # its learner, with the callbacks that decide what a step is
@@ -624,7 +626,7 @@ def rehearse(
     ahead = epochs_ahead(run, n_iter, costs)
     epochs, training = sum(ahead.values()), sum(ahead[on]*seconds[on] for on in ahead)
     return dict(parameters=sum(o.numel() for o in learn.model.parameters()), memory=memory_of(run, learn), images_per_s=epochs/training if training else 1/max(seconds.values()),
-                images=round(epochs*n_iter*r.bs), epochs=epochs, hours=sum(ahead[on]*costs[on] for on in ahead)/3600)
+                images=round(epochs*n_iter*r.bs), epochs=epochs, hours=round(sum(ahead[on]*costs[on] for on in ahead)/3600, 9))
 
 # %% ../nbs/17_runs.ipynb #e552f4e4
 def clock(seconds):

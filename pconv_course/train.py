@@ -108,7 +108,7 @@ def uses_features(recipe):
     "Does a loss term with a weight compare features?"
     return any(recipe.weights[k] for k in FEATURE_TERMS)
 
-# %% ../nbs/08_train.ipynb #c8f031fe
+# %% ../nbs/08_train.ipynb #87926158
 def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
     for k, low in WHOLE.items():
@@ -120,6 +120,8 @@ def complaints(r):
             if not positive(v := getattr(p, k)): yield f"phase {i} has {k}={v!r}: give a number above 0"
         if p.schedule not in ('constant', 'cosine'): yield f"phase {i} has schedule={p.schedule!r}: give constant or cosine"
         if not 0 <= p.lr_end <= p.lr: yield f"phase {i} has lr_end={p.lr_end!r}: give 0 to its lr, {p.lr:g}"
+        for k in ('freeze_bn', 'features'):
+            if getattr(p, k) not in (True, False): yield f"phase {i} has {k}={getattr(p, k)!r}: give True or False"
         if not whole(p.epochs, 1): yield f"phase {i} has epochs={p.epochs!r}: give a whole number of 1 or more"
     if whole(r.bs, 1) and whole(r.accumulate, 1) and r.bs % r.accumulate: yield f"accumulate={r.accumulate}: a batch of {r.bs} cannot be cut into so many equal pieces"
     if not r.phases: yield "no phases: give at least one"
@@ -245,11 +247,11 @@ def learning_rate(
     if p.schedule == 'cosine': lr = p.lr_end + (p.lr - p.lr_end)*(1 + math.cos(math.pi*phase_part(recipe, position, minutes, n_iter)))/2
     return lr*min(1., (position.step + 1)/(recipe.warmup + 1))
 
-# %% ../nbs/08_train.ipynb #91ee66e7
+# %% ../nbs/08_train.ipynb #5e42c826
 class ScheduleCallback(RunCallback):
     "Sets the learning rate, freezes or frees the encoder's batch norm, and leaves out feature terms, by the position of the run."
     order, frozen = 3, False
-    def before_fit(self): self.has_features = getattr(self.loss_func, 'use_features', False)
+    def before_fit(self): self.has_features = uses_features(self.job.recipe) and hasattr(self.loss_func, 'use_features')
 
     def before_batch(self):
         job = self.job

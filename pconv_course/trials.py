@@ -231,9 +231,9 @@ def progressive(learn, run, part):
     "Half the size until `part` of the run is over."
     learn.add_cb(Smaller(run, learn.mask, part))
 
-# %% ../nbs/20_trials.ipynb #439e4096
+# %% ../nbs/20_trials.ipynb #843be0d3
 class Sometimes(RunCallback):
-    "Feature terms in every `every`-th step only, `every` times as heavy."
+    "Feature terms in every `every`-th step only, `every` times as heavy; `ScheduleCallback` has switched them on again before each."
     order = 4
     def __init__(self, run, loss, every):
         self.job, self.every, self.loss, self.weights = run, every, loss, dict(loss.weights)
@@ -271,12 +271,13 @@ def features_bf16(learn, run, on):
 # %% ../nbs/20_trials.ipynb #a7e38a69
 TWISTS = {f.__name__: f for f in (output_range, decay, curriculum, progressive, features_every, features_crop, features_bf16)}
 
-# %% ../nbs/20_trials.ipynb #29367e46
+# %% ../nbs/20_trials.ipynb #06922c14
 def entries(recipe):
     "The entries of a recipe and of its phases that are not the default, so that an entry which recipes get later leaves old trials what they are; files by their hash."
     default, phase = public_recipe(Recipe()), asdict(Phase(1.))
     own = {k: v for k, v in public_recipe(recipe).items() if v != default[k]}
-    files = {k: sha256_of(v) for k in ('features', 'start') if (v := getattr(recipe, k)) and Path(v).is_file()}
+    places = {k: Path(v).expanduser() for k in ('features', 'start') if (v := getattr(recipe, k))}
+    files = {k: sha256_of(f) for k, v in places.items() if (f := v/'model.safetensors' if v.is_dir() else v).is_file()}
     return own | files | dict(phases=[{k: v for k, v in p.items() if k == 'lr' or v != phase[k]} for p in public_recipe(recipe)['phases']])
 
 def trial_key(*what):

@@ -310,7 +310,9 @@ def test_dry_run_counts_phases_of_both_kinds():
     ahead = lambda run: epochs_ahead(run, 10, {False: 1., True: 4.})
     assert ahead(run) == {False: 3, True: 2}
     run.position = Position(epoch=2, iteration=5)
-    assert ahead(run) == {False: .5, True: 2} and ahead(Run("", recipe, minutes=2)) == {False: 90, True: 7.5}
+    assert ahead(run) == {False: .5, True: 2} and ahead(run := Run("", recipe, minutes=2)) == {False: 90, True: 7.5}
+    run.position = Position(seconds=100, phase=1)
+    assert ahead(run) == {False: 0, True: 5}
 
 
 def test_dry_run_of_a_resumed_run(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from pconv_course.core import InputError, read_json
-from pconv_course.pretrained import between, load_pretrained, pack_weights, pretrained_info, score_parts, weights_hash
+from pconv_course.pretrained import blend, load_pretrained, pack_weights, pretrained_info, score_parts, weights_hash
 from pconv_course.train import Phase, Recipe, train
 
 
@@ -35,15 +35,18 @@ def test_the_packed_network_lies_between_the_last_two_runs(runs, tmp_path):
     for k, v in load_pretrained("last", folder=tmp_path)[0].state_dict().items(): torch.testing.assert_close(v, b[k], rtol=2**-11, atol=1e-7)
 
 
-@pytest.mark.parametrize("part, word", [(1.5, "from 0 to 1"), (-.1, "from 0 to 1"), (float("nan"), "from 0 to 1")])
+@pytest.mark.parametrize("part, word", [(1.5, "1 at most"), (0, "above 0"), (float("nan"), "above 0")])
 def test_parts_that_are_none(runs, tmp_path, part, word):
     with pytest.raises(InputError, match=word): pack_weights(runs, tmp_path, part=part)
     assert not list(tmp_path.iterdir())
 
 
-def test_one_run_has_no_between(runs, tmp_path):
+def test_one_run_has_nothing_between(runs, tmp_path):
     with pytest.raises(InputError, match="two or more"): pack_weights(runs[:1], tmp_path, part=.5)
-    with pytest.raises(InputError, match="different networks"): between(state(runs[0]), {"w": torch.zeros(2)}, .5)
+    train(Recipe(size=32, n_faces=20, n_masks=10, depth=3, width=4, formula="v1", bs=8, min_steps=1, phases=(Phase(3e-3),)), out=tmp_path/"v1", device="cpu", progress=False)
+    with pytest.raises(InputError, match="runs of different networks"): pack_weights([tmp_path/"v1", runs[1]], tmp_path/"out", part=.5)
+    assert pack_weights([tmp_path/"v1", runs[1]], tmp_path/"out")["part"] == 1
+    with pytest.raises(InputError, match="two are of different networks"): blend(state(runs[0]), {"w": torch.zeros(2)}, .5)
 
 
 def test_scores_on_the_way(runs, tmp_path):
@@ -51,12 +54,14 @@ def test_scores_on_the_way(runs, tmp_path):
     score_parts(runs, "drawn", tmp_path/"parts.json", parts=(0, .5, 1))
     record = read_json(tmp_path/"parts.json")
     assert [r["part"] for r in record["rows"]] == [0, .5, 1] and record["runs"] == ["first", "second"]
-    from pconv_course.pretrained import load_model
-    assert [record["rows"][i]["sha256"] for i in (0, 2)] == [weights_hash(load_model(r)[0]) for r in runs]
+    for row in record["rows"][1:]:
+        pack_weights(runs, tmp_path, "part", part=row["part"])
+        assert row["sha256"] == weights_hash(load_pretrained("part", folder=tmp_path)[0])
     assert len({r["hole_l1"] for r in record["rows"]}) == 3 and all(0 < r["texture"] and r["pairs"] == 16 for r in record["rows"])
     assert str(tmp_path) not in json.dumps(record) and str(runs[0]) not in json.dumps(record)
 
 
 def test_the_file_in_the_package_is_what_the_card_says():
-    info = pretrained_info()
-    assert 0 < info["part"] <= 1 and [bool(s["recipe"]["weights"]["style_out"]) for s in info["stages"]] == [False]*4 + [True]
+    info, (_, config) = pretrained_info(), load_pretrained()
+    assert info["part"] == config["part"] and config["recipe"]["name"] == info["stages"][-1]["recipe"]["name"]
+    assert [bool(s["recipe"]["weights"]["style_out"]) for s in info["stages"]] == [False]*4 + [True]

@@ -435,6 +435,12 @@ def test_interrupted_between_phases_with_and_without_features(tmp_path):
         same_files(tmp_path/'whole', tmp_path/str(step))
 
 
+def test_phases_say_yes_or_no():
+    "A word from JSON is neither, though Python takes it for true."
+    for k in ('features', 'freeze_bn'):
+        with pytest.raises(InputError, match=f"phase 1 has {k}='false': give True or False"): recipe_from(asdict(TINY) | dict(phases=[{'lr': 1e-3, k: 'false'}]))
+
+
 def test_features_that_no_phase_uses():
     with pytest.raises(InputError, match='no phase has features=True'): recipe_with(TINY, features='random', phases=(Phase(1e-3, features=False),))
     assert 'no features' in str(recipe_with(TINY, features='random', phases=(Phase(1e-3, features=False), Phase(1e-3)))) and 'no features' not in str(TINY)

@@ -220,7 +220,7 @@ def test_record_comes_back(tmp_path):
 def test_command(tmp_path):
     run = lambda *args: subprocess.run([Path(sys.executable).parent/'pconv_trials', '--plan', *args], capture_output=True, text=True, timeout=300,
                                        env={k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'})
-    ok = run('steps', '--images', '64', '--out', str(tmp_path/'runs'), '--only', 'lr 1e-3; lr 2e-3', '--record', str(tmp_path/'t.json'))
+    ok = run('steps', '--images', '64', '--out', str(tmp_path/'runs'), '--only', 'lr 1e-3; lr 2e-3', '--seeds', '1', '--record', str(tmp_path/'t.json'))
     assert ok.returncode == 0 and 'lr 2e-3' in ok.stdout and len(read_json(tmp_path/'t.json')['plans']['steps']['runs']) == 2 and ok.stderr == '', ok.stderr
     for args, word in ((('speed',), 'steps, loss'), (('steps', '--images', '3'), '64'), (('steps', '--only', 'lr 7'), 'no variant')):
         bad = run(*args)
@@ -233,6 +233,18 @@ def test_plans_can_be_made():
         names = [v.name for v in plan.variants]
         assert len(set(names)) == len(names) and len(list(jobs(plan))) >= len(names) and all(set(v.twist) <= set(TWISTS) for v in plan.variants)
         assert all(plan.images*v.images % r.bs == 0 for v, _, r, _, _ in jobs(plan))
+
+
+def test_another_file_is_another_trial(tmp_path):
+    "Features and start count by what is in them, a run's folder by its network; their names and places don't."
+    from pconv_course.trials import entries
+    for name in ('a', 'b', 'c'): (tmp_path/name).mkdir()
+    for name, text in dict(a='one', b='one', c='two').items(): (tmp_path/name/'model.safetensors').write_text(text)
+    key = lambda **change: trial_key(entries(recipe_with(TINY, **change)))
+    a, b, c = (key(start=str(tmp_path/n)) for n in 'abc')
+    assert a == b == key(start=str(tmp_path/'a'/'model.safetensors')) and len({a, c, key()}) == 3
+    f, g = (key(features=str(tmp_path/n/'model.safetensors')) for n in 'ac')
+    assert f != g
 
 
 def test_recorded_trials_are_of_todays_plans():

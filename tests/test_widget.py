@@ -304,7 +304,8 @@ def serve_with(folder, voila):
     (folder/"voila").mkdir()
     (folder/"voila"/"__init__.py").write_text("")
     (folder/"voila"/"__main__.py").write_text(voila)
-    code = "import os, sys; from pconv_course.widget import serve; serve('a.ipynb', 5, True, dict(os.environ, PYTHONPATH=os.getcwd()))"
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job may have been told to ignore it
+    code = f"{listen}; import os, sys; from pconv_course.widget import serve; serve('a.ipynb', 5, True, dict(os.environ, PYTHONPATH=os.getcwd()))"
     return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
