@@ -35,13 +35,13 @@ from fastcore.script import Param, call_parse
 from PIL import Image, ImageColor, JpegImagePlugin
 from torch import nn
 
-# %% ../nbs/14_inpaint.ipynb #bb790345
+# %% ../nbs/14_inpaint.ipynb #0498921a
 from .commands import UsageError, check_number, clean_exit, exit_code, one_line
 from .core import HOLE, InputError, atomic_path, provenance, read_json, write_json
 from .masks import hole_ratio, read_mask, resize_nearest, stroke_mask, valid_mask
-from .pretrained import load_model, load_pretrained, weights_hash
+from .pretrained import load_model, load_pretrained, weights_file, weights_hash
 
-# %% ../nbs/14_inpaint.ipynb #d2bc1e61
+# %% ../nbs/14_inpaint.ipynb #05999c7a
 def trained_size(net, config=None):
     "Side in px of the pictures that a network was trained on: its recipe's, else twice what its U shrinks to one pixel."
     return (config or {}).get("recipe", {}).get("size") or 2**(getattr(net, "config", {}).get("depth", 7) + 1)
@@ -59,8 +59,7 @@ def open_model(
     if isinstance(model, tuple): model, config = model
     elif model is None: model, config = load_pretrained(device=to)
     elif isinstance(model, (str, Path)):
-        path = Path(model).expanduser()
-        file = path/"model.safetensors" if path.is_dir() else path
+        path, file = Path(model).expanduser(), weights_file(model)
         model, config = _load(path, file.stat().st_mtime if file.is_file() else 0, to)
     if not callable(model): raise InputError(f"a model of type {type(model).__name__} can't be used; give a run folder, model.safetensors or a network")
     size = size or (config if isinstance(config, int) else trained_size(model, config))

@@ -25,7 +25,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../nbs/08_train.ipynb #93aa4769
+# %% ../nbs/08_train.ipynb #b328f85f
 from .core import InputError, atomic_path, markdown_table, provenance, read_json, sha256_of, write_json
 from .data import face_dls
 from .fast import build_unet
@@ -33,7 +33,7 @@ from .learner import pconv_learner
 from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, InpaintLoss, check_weights, open_features
 from .masks import MaskBank
 from .pconv import FORMULAS
-from .pretrained import load_model
+from .pretrained import load_model, weights_file
 from .parallel import in_team, part_of, parts_callbacks, team_of
 from .runs import (ELSEWHERE, BudgetCallback, CheckpointCallback, Position, PositionCallback, Run, RunCallback, RunLog,
                                StopOnNaN, StripCallback, TrainingInterrupted, alone_in, last_saved, latest_checkpoint, read_log, rehearse,
@@ -345,7 +345,7 @@ def recipe_model(r):
         net = build_unet(dict(depth=r.depth, width=r.width, **(dict(formula=r.formula) if r.network == 'partial' else dict(network=r.network))), r.impl)
     return net.to(memory_format=torch.channels_last if r.channels_last else torch.contiguous_format)
 
-# %% ../nbs/08_train.ipynb #a4be59fb
+# %% ../nbs/08_train.ipynb #66eb64ea
 def begin_from(net, path):
     "Load the weights of the file or run `path` into `net`; what they were, for the record. Raises `InputError` if the networks differ."
     other, config = load_model(path)
@@ -353,8 +353,7 @@ def begin_from(net, path):
     differ = [f"{k} {theirs.get(k, '-')}, here {ours.get(k, '-')}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
     if differ: raise InputError(f"start={str(path)!r} is a network of another shape ({'; '.join(differ)}); start from one like the recipe's")
     net.load_state_dict(other.state_dict())
-    path = Path(path).expanduser()
-    return dict(name=path.name, sha256=sha256_of(path/'model.safetensors' if path.is_dir() else path), position=config.get('position'))
+    return dict(name=Path(path).expanduser().name, sha256=sha256_of(weights_file(path)), position=config.get('position'))
 
 # %% ../nbs/08_train.ipynb #3f8e6e11
 def data_record(data, dls):

@@ -7,7 +7,8 @@ __all__ = ['TWISTS', 'KEPT', 'SCALED', 'WEIGHTS_HERE', 'PLANS', 'SCORES', 'Varia
            'step_flop', 'TrialCallback', 'averaged', 'trial', 'output_range', 'decay', 'Growing', 'curriculum',
            'Smaller', 'progressive', 'Sometimes', 'features_every', 'Crops', 'features_crop', 'features_bf16',
            'entries', 'trial_key', 'run_plan', 'work_until', 'summary', 'trial_table', 'show_trials', 'record_plan',
-           'two_phases', 'cosine', 'steps_plan', 'late', 'loss_plan', 'weights_plan', 'pulls', 'fills', 'run_trials']
+           'two_phases', 'cosine', 'steps_plan', 'late', 'loss_plan', 'weights_plan', 'pulls', 'fill_texture', 'fills',
+           'run_trials']
 
 # %% ../nbs/20_trials.ipynb #03ebb7d4
 import copy
@@ -27,7 +28,7 @@ from fastai.callback.core import CancelFitException, CancelValidException
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-# %% ../nbs/20_trials.ipynb #bc2cee32
+# %% ../nbs/20_trials.ipynb #4f61ef69
 from .core import InputError, compose, markdown_table, provenance, read_json, sha256_of, write_json
 from .data import open_faces
 from .fast import flops
@@ -35,7 +36,7 @@ from .evaluate import texture
 from .learner import hole_l1_error, inpaint_batch, mask_generator, psnr
 from .losses import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, FeatureNet, term_gradients
 from .masks import MaskBank
-from .pretrained import weights_dir
+from .pretrained import weights_dir, weights_file
 from .runs import Run, RunCallback, public_recipe
 from .train import Phase, Recipe, Through, TrainingWeights, begin_from, data_record, recipe_learner, recipe_loss, recipe_with, step_callbacks
 
@@ -271,20 +272,19 @@ def features_bf16(learn, run, on):
 # %% ../nbs/20_trials.ipynb #a7e38a69
 TWISTS = {f.__name__: f for f in (output_range, decay, curriculum, progressive, features_every, features_crop, features_bf16)}
 
-# %% ../nbs/20_trials.ipynb #06922c14
+# %% ../nbs/20_trials.ipynb #555f785e
 def entries(recipe):
     "The entries of a recipe and of its phases that are not the default, so that an entry which recipes get later leaves old trials what they are; files by their hash."
-    default, phase = public_recipe(Recipe()), asdict(Phase(1.))
-    own = {k: v for k, v in public_recipe(recipe).items() if v != default[k]}
-    places = {k: Path(v).expanduser() for k in ('features', 'start') if (v := getattr(recipe, k))}
-    files = {k: sha256_of(f) for k, v in places.items() if (f := v/'model.safetensors' if v.is_dir() else v).is_file()}
-    return own | files | dict(phases=[{k: v for k, v in p.items() if k == 'lr' or v != phase[k]} for p in public_recipe(recipe)['phases']])
+    public, default, phase = public_recipe(recipe), public_recipe(Recipe()), asdict(Phase(1.))
+    own = {k: v for k, v in public.items() if v != default[k]}
+    files = {k: sha256_of(f) for k in ('features', 'start') if (v := getattr(recipe, k)) and (f := weights_file(v)).is_file()}
+    return own | files | dict(phases=[{k: v for k, v in p.items() if k == 'lr' or v != phase[k]} for p in public['phases']])
 
 def trial_key(*what):
     "A name for a trial: the beginning of a SHA-256 over everything that decides it."
     return sha256_of(json.dumps(what, sort_keys=True).encode())[:16]
 
-# %% ../nbs/20_trials.ipynb #771aa18d
+# %% ../nbs/20_trials.ipynb #2d1e758a
 def run_plan(
     plan,  # a `Plan`
     data='drawn',  # 'drawn', or a folder or zip of faces
@@ -296,10 +296,10 @@ def run_plan(
     scores=None,  # scores at the end, as in `trial`
 ) -> list:  # one dict per trial
     "Run what of a plan has not been run yet. Ctrl-C loses the trial at hand and no other. Raises `InputError`."
-    rows, faces, yardstick = [], {}, recipe_loss(plan.base)
+    rows, faces, yardstick, base = [], {}, recipe_loss(plan.base), entries(plan.base)
     for v, seed, recipe, twist, images in jobs(plan, seeds, only):
         size, n = recipe.size, recipe.n_faces
-        what = [entries(recipe), entries(plan.base), twist, images, plan.points, Path(data).name, *([scores.__name__] if scores else [])]
+        what = [entries(recipe), base, twist, images, plan.points, Path(data).name, *([scores.__name__] if scores else [])]
         path = Path(out).expanduser()/f'{trial_key(*what)}.json'
         if not path.exists():
             if (size, n) not in faces: faces[size, n] = open_faces(data, size, n or None, plan.base.seed)
@@ -441,21 +441,25 @@ def weights_plan(features='random', start=None):
     heavy = {f'perceptual {p}, style {w}': dict(PIXEL_WEIGHTS, perceptual=p, style_out=float(w), style_comp=float(w)) for p, w in ((.02, 1), (.05, 3), (.05, 12))}
     return Plan('weights', base, 800, tuple(Variant(k, dict(weights=v)) for k, v in {'pixel terms': PIXEL_WEIGHTS, **heavy}.items()), points=2)
 
-# %% ../nbs/20_trials.ipynb #ac688d7e
+# %% ../nbs/20_trials.ipynb #3c3d24ac
 def pulls(loss, out, gt, m):
     "Length of the gradient of each weighted term of `loss` in the picture `out`, relative to the hole term's."
     size = {k: g.norm().item() for k, g in term_gradients(loss, out, gt, m).items()}
     return {k: round(v/size['hole'], 4) for k, v in size.items()}
 
-def fills(net, held, bs=8):
-    "The end scores of the third plan: `texture` of the fill over that of the truth, and `pulls` of the yardstick on the first `bs` pairs."
+def fill_texture(net, held, bs=8):
+    "Mean `texture` in the holes of a `HeldOut` when `net` has filled them, over that of the truth."
     ours = theirs = 0.
     for gt, m in zip(held.gt.split(bs), held.m.split(bs)):
         with torch.no_grad(): comp = compose(gt, inpaint_batch(net, gt, m)[0].clamp(0, 1), m)
         for g, c, hole in zip(gt.permute(0, 2, 3, 1).numpy(), comp.permute(0, 2, 3, 1).numpy(), m[:, 0].numpy() < .5):
             ours, theirs = ours + texture(c)[hole].mean(), theirs + texture(g)[hole].mean()
+    return round(float(ours/theirs), 4)
+
+def fills(net, held, bs=8):
+    "The end scores of the third plan: `fill_texture`, and `pulls` of the yardstick on the first `bs` pairs."
     gt, m = held.gt[:bs], held.m[:bs]
-    return dict(texture=round(float(ours/theirs), 4), pulls=pulls(held.loss, inpaint_batch(net, gt, m)[0], gt, m))
+    return dict(texture=fill_texture(net, held, bs), pulls=pulls(held.loss, inpaint_batch(net, gt, m)[0], gt, m))
 
 # %% ../nbs/20_trials.ipynb #5c9529cc
 PLANS = dict(steps=lambda features: steps_plan(), loss=loss_plan, weights=weights_plan)
