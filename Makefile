@@ -37,8 +37,8 @@ experiments: .venv/installed-dev
 # Run every notebook, store its outputs, export, clean; then README.md from nbs/index.ipynb.
 nbs: .venv/installed-dev
 	$(BIN)/nbdev_export
-	cd nbs && for nb in [0-9]*.ipynb index.ipynb; do \
-	  echo $$nb && PYTHONWARNINGS=ignore ../$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.store_widget_state=False $$nb || exit 1; done
+	for nb in nbs/[0-9]*.ipynb nbs/*/*.ipynb nbs/cli.ipynb nbs/index.ipynb; do \
+	  echo $$nb && PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.store_widget_state=False $$nb || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 

@@ -4,8 +4,9 @@ The names below can be imported from here; each is loaded from its own module wh
 `import pconv_course` stays light and `PartialConv2d` needs torch alone."""
 __version__ = "0.1.0"
 
-_homes = dict(PartialConv2d="pconv", MaskBank="masks", face_dls="data", PConvUNet="unet", InpaintLoss="losses",
-              pconv_learner="learner", Recipe="train", load_model="pretrained", load_pretrained="pretrained")
+_homes = dict(PartialConv2d="pconv", partial_conv2d="pconv", MaskBank="masks", face_dls="data", PConvUNet="unet", build_unet="networks",
+              InpaintLoss="objective", pconv_learner="learner", Recipe="recipe", train="runs.train", evaluate="evaluation",
+              inpaint="inpainting", load_model="weights", load_pretrained="weights")
 
 
 def __getattr__(name):

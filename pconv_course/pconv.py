@@ -6,8 +6,10 @@
 __all__ = ['FORMULAS', 'pconv_window', 'pconv_reference', 'window_sum', 'window_ratio', 'partial_conv2d', 'PartialConv2d',
            'check_mask']
 
-# %% ../nbs/01_pconv.ipynb #a86765b3
+# %% ../nbs/01_pconv.ipynb #e42d6f11
 from itertools import product
+
+# %% ../nbs/01_pconv.ipynb #21c20fb3
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -6,10 +6,12 @@
 __all__ = ['EncoderStage', 'DecoderStage', 'pad_to_multiple', 'check_input', 'UNetBase', 'init_he', 'PConvUNet', 'stages',
            'masks_by_stage', 'receptive_field']
 
-# %% ../nbs/04_unet.ipynb #db5b948d
+# %% ../nbs/04_unet.ipynb #32ede933
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+# %% ../nbs/04_unet.ipynb #5e41e302
 from .pconv import PartialConv2d, window_sum
 
 # %% ../nbs/04_unet.ipynb #9188a114

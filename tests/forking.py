@@ -79,7 +79,7 @@ def is_due(when, began): return time.monotonic() - began > when if isinstance(wh
 
 
 def serve():
-    import fastai.distributed, pconv_course.commands, pconv_course.train  # noqa: F401, E401 (what the children need)
+    import fastai.distributed, pconv_course.cli, pconv_course.train  # noqa: F401, E401 (what the children need)
     for line in sys.stdin:
         job = json.loads(line)
         began, (pids, files), codes, kills = time.monotonic(), start(job['jobs'], job['together']), {}, list(job['kill'])
@@ -130,8 +130,9 @@ def train_job(recipe, out, at=None, do=(), only=None, probe=None, bn_eval=False,
     import torch
     from fastai.callback.core import Callback
     from safetensors.torch import save_file
-    from pconv_course.commands import clean_exit
-    from pconv_course.train import recipe_from, train
+    from pconv_course.base.core import clean_exit
+    from pconv_course.recipe import recipe_from
+    from pconv_course.runs.train import train
     rank = int(os.environ.get('RANK', 0))
     class Act(Callback):
         order, run_valid, done = 5.5, False, False

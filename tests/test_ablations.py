@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pconv_course.ablations import (BASES, DEVIATIONS, MEASURED, KnownBorder, OtherLoss, ablation_plan, ablation_summary, artifacts, differences, finding,
-                                    loss_tv_everywhere, norms, run_ablations, show_differences, soft, verdict, washed_out)
-from pconv_course.core import InputError, compose, read_json
+from pconv_course.lab.ablations import (BASES, DEVIATIONS, MEASURED, KnownBorder, OtherLoss, ablation_plan, ablation_summary, artifacts, differences, finding,
+    loss_tv_everywhere, norms, run_ablations, show_differences, soft, verdict, washed_out)
+from pconv_course.base.core import InputError, read_json
+from pconv_course.base.show import compose
 from pconv_course.data import DrawnFaces
-from pconv_course.losses import IMAGENET_MEAN, IMAGENET_STD, InpaintLoss, feature_terms
+from pconv_course.losses import IMAGENET_MEAN, IMAGENET_STD
+from pconv_course.objective import InpaintLoss, feature_terms
 from pconv_course.masks import MaskBank
 from pconv_course.pconv import PartialConv2d, partial_conv2d
-from pconv_course.train import Recipe, recipe_from, recipe_learner, recipe_with
-from pconv_course.trials import WEIGHTS_HERE, HeldOut, jobs
+from pconv_course.recipe import Recipe, recipe_from, recipe_learner, recipe_with
+from pconv_course.evaluation import HeldOut
+from pconv_course.lab.trials import WEIGHTS_HERE, jobs
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
 SMALL = recipe_with(Recipe(size=32, n_faces=40, n_masks=20, depth=3, width=4, bs=4), features='random', weights=WEIGHTS_HERE)
@@ -160,7 +163,7 @@ def test_plan():
 def test_every_variant_trains_and_is_recorded(tmp_path, monkeypatch):
     "Eight batches of every variant: none is the base in disguise, and the record has them all."
     monkeypatch.setitem(BASES, 'tiny', replace(BASES['tiny'], n_faces=40, n_masks=20, width=4))
-    monkeypatch.setattr('pconv_course.ablations.ablation_plan', lambda *args: replace(ablation_plan(*args), images=64, points=1))
+    monkeypatch.setattr('pconv_course.lab.ablations.ablation_plan', lambda *args: replace(ablation_plan(*args), images=64, points=1))
     rows = run_ablations(out=tmp_path/'runs', record=tmp_path/'a.json', scale='tiny', report=lambda t: None)
     ends = {r['name']: (r['curve'][-1]['loss'], r['scores']['hole_l1']) for r in rows}
     assert len(rows) == len(ablation_plan('tiny').variants)

@@ -8,13 +8,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pconv_course import bench as B
-from pconv_course.bench import (SETTINGS, NaotoUNet, NvidiaUNet, Task, adam, bench, between, chart, check_layer, compare, entrants, find_peers,
-                                measure, mode_table, networks, options, parts_chart, peak_bytes, quick, race, reached, rotated, rows, run_file, seconds,
-                                step_in_parts, tasks, vgg_shaped)
-from pconv_course.commands import UsageError
+from pconv_course.lab import bench as bench_module
+from pconv_course.lab import charts
+from pconv_course.lab import peers as peers_module
+from pconv_course import networks as networks_module
+from pconv_course.cli import options
+from pconv_course.lab.bench import (SETTINGS, BenchTask, adam, bench, compare, entrants, measure_all, networks, peak_bytes, quick, race, rotated, rows,
+    seconds, step_in_parts, tasks, vgg_shaped)
+from pconv_course.lab.charts import between, chart, mode_table, parts_chart, reached
+from pconv_course.lab.peers import NaotoUNet, NvidiaUNet, check_layer, find_peers, run_file
+from pconv_course.base.core import UsageError
 from pconv_course.fast import FastPConvUNet
-from pconv_course.losses import InpaintLoss, random_features
+from pconv_course.losses import random_features
+from pconv_course.objective import InpaintLoss
 from pconv_course.masks import MaskBank
 from pconv_course.unet import PConvUNet
 
@@ -50,7 +56,7 @@ class PConvUNet(torch.nn.Module):
 @pytest.fixture
 def light(monkeypatch):
     "A feature network of a few channels, so that the whole step takes milliseconds."
-    monkeypatch.setattr(B, 'vgg_shaped', lambda: random_features(width=2))
+    monkeypatch.setattr(bench_module, 'vgg_shaped', lambda: random_features(width=2))
 
 
 @pytest.fixture
@@ -106,7 +112,7 @@ def test_peak_counts_what_lives_together():
 
 def test_peak_of_a_step_is_the_same_every_time():
     net, gt, m = FastPConvUNet(3, 8), torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
-    step = Task(net, 'fp32', gt, m).step
+    step = BenchTask(net, 'fp32', gt, m).step
     step()
     assert peak_bytes(step) == peak_bytes(step) > 4*sum(p.numel() for p in net.parameters())
 
@@ -192,15 +198,15 @@ def test_a_step_in_parts_is_the_whole_step(precision):
     m = bank.sample(2)
     torch.manual_seed(1)
     gt, loss = faces.float().div(255), InpaintLoss(random_features(width=2))
-    took = step_in_parts(Task(b, precision, gt, m, loss, adam(b)), bank, faces)
-    Task(a, precision, gt, m, loss, adam(a)).whole()
+    took = step_in_parts(BenchTask(b, precision, gt, m, loss, adam(b)), bank, faces)
+    BenchTask(a, precision, gt, m, loss, adam(a)).whole()
     for p, q in zip(a.state_dict().values(), b.state_dict().values()): assert_close(q, p, atol=1e-7, rtol=1e-5)
     assert set(took) == {'data', 'masks from the bank', 'encoder', 'decoder', 'loss', 'Adam', 'pixel terms'} and min(took.values()) > 0
 
 
 @pytest.fixture
 def record(light, peers, tmp_path, monkeypatch):
-    monkeypatch.setattr(B, 'import_seconds', lambda: .1)
+    monkeypatch.setattr(bench_module, 'import_seconds', lambda: .1)
     said = []
     made = bench(TINY, tmp_path/'speed.json', find_peers(peers), said.append)
     assert said[0].startswith("left out: naoto0804's net has width 64")
@@ -211,10 +217,10 @@ def test_record(record, tmp_path):
     assert json.loads((tmp_path/'speed.json').read_text()) == json.loads(json.dumps(record)) and not (tmp_path/'speed.json.part').exists()
     assert str(tmp_path) not in (tmp_path/'speed.json').read_text()
     names = [(r['net'], r['precision']) for r in record['rows']]
-    assert len(names) == len(set(names)) == 7*2 and record['peers'] == sorted(B.PEERS) and max(record['check'].values()) < 1e-12
+    assert len(names) == len(set(names)) == 7*2 and record['peers'] == sorted(peers_module.PEERS) and max(record['check'].values()) < 1e-12
     for r in record['rows']:
         for c in ('forward', 'step', 'whole'): assert r[f'{c}_q1'] <= r[c] <= r[f'{c}_q3'] and r[f'{c}_s'] > 0
-        if (r['net'], r['precision']) == ('plain', 'fp32'): assert all(r[c] == 1 for c in B.COLUMNS)
+        if (r['net'], r['precision']) == ('plain', 'fp32'): assert all(r[c] == 1 for c in charts.BENCH_COLUMNS)
     step = record['times']['one thread']['step']
     assert len(step) == 2 and between(record, 'step', 'fast, fp32', 'readable, bf16', 'one thread') == compare(step, 'fast, fp32', 'readable, bf16')['ratio']
     assert set(record['details']) == {'decoder', 'kernels_twice', 'chunks', 'parts', 'masks', 'import'}
@@ -223,7 +229,7 @@ def test_record(record, tmp_path):
     text = mode_table(record, 'one thread')
     assert len(text.splitlines()) == 15 and 'NVIDIA' in text
     assert len(chart(record, 'one thread').axes) == 5 and parts_chart(record).axes
-    assert len(reached(record)) == len(B.GOALS) and {r['met'] for r in reached(record)} <= {'yes', 'no', 'not measured'}
+    assert len(reached(record)) == len(charts.GOALS) and {r['met'] for r in reached(record)} <= {'yes', 'no', 'not measured'}
 
 
 def test_goals_know_their_direction():
@@ -242,8 +248,8 @@ def test_a_column_that_was_not_measured():
 
 
 def test_a_stopped_run_goes_on(light, tmp_path, monkeypatch):
-    monkeypatch.setattr(B, 'measure_details', lambda state, keep, say: state.setdefault('details', {}))
-    monkeypatch.setattr(B, 'networks', lambda **config: {'plain': B.PlainUNet(**config), 'fast': FastPConvUNet(**config)})
+    monkeypatch.setattr(bench_module, 'measure_details', lambda state, keep, say: state.setdefault('details', {}))
+    monkeypatch.setattr(bench_module, 'networks', lambda **config: {'plain': networks_module.PlainUNet(**config), 'fast': FastPConvUNet(**config)})
     out, said, tiny = tmp_path/'speed.json', [], TINY | dict(precisions=['fp32'])
     out.write_text('the record of last year')
     def stop(line):
@@ -265,12 +271,12 @@ def test_a_stopped_run_goes_on(light, tmp_path, monkeypatch):
 
 def test_everybody_takes_part_at_full_width(peers):
     nets, check = entrants(TINY | dict(depth=4, width=64), find_peers(peers))
-    assert list(nets) == [*networks(depth=2, width=1), *B.PEERS] and max(check.values()) < 1e-12
+    assert list(nets) == [*networks(depth=2, width=1), *peers_module.PEERS] and max(check.values()) < 1e-12
 
 
 def test_whole_step_only_where_wanted(light):
     state = dict(settings=TINY | dict(precisions=['fp32']) | dict(modes=['one thread', 'all threads']) | dict(whole_modes=['all threads'], rounds=1), times={})
-    measure(entrants(state['settings'])[0], state, say=lambda line: None)
+    measure_all(entrants(state['settings'])[0], state, say=lambda line: None)
     assert [list(v) for v in state['times'].values()] == [['forward', 'step'], ['forward', 'step', 'whole']]
     assert ['whole' in r for r in rows(state)] == [False]*6 + [True]*6
 

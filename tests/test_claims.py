@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pconv_course import claims as C
-from pconv_course.ablations import verdict as three_seeds
-from pconv_course.evaluate import BASELINES, ABOUT, baseline, evaluate, open_pairs, row_of
+from pconv_course.lab import ledger
+from pconv_course.lab import records
+from pconv_course.lab.ablations import verdict as three_seeds
+from pconv_course.artifacts import ABOUT
+from pconv_course.evaluation import BASELINES, baseline, evaluate, row_of
+from pconv_course.pairs import open_pairs
 from pconv_course.masks import BUCKETS
-from pconv_course.sparse import FAILS, HOLDS, OPEN, gap, holds, method_table, progress_figure, profile_figure, read_record, stages, value
+from pconv_course.intervals import FAILS, HOLDS, OPEN, holds
+from pconv_course.lab.records import gap, method_table, progress_figure, profile_figure, read_record, training_stages, value
 
 TOP = Path(__file__).resolve().parent.parent
 BADNESS = dict(truth=0, gated=.8, partial=1, partial_1of2=1.5, partial_1of4=2, partial_1of8=2.5, partial_1of16=3, partial_1of32=4, plain=2,
@@ -64,7 +68,7 @@ def world(folder, sign, width=.01, spread=.05, flipped=()):
 
 @pytest.mark.parametrize("sign,width,spread,expected", [(1, .01, .05, HOLDS), (-1, .01, .05, FAILS), (1, 50., 5., OPEN), (-1, 50., 5., OPEN)])
 def test_every_claim_can_hold_fail_and_stay_open(sign, width, spread, expected, tmp_path):
-    rows = C.claims(world(tmp_path, sign, width, spread))
+    rows = ledger.claims(world(tmp_path, sign, width, spread))
     costs = ("Full-channel masks cost more memory",)  # measured once, it has no interval
     wrong = {r["sentence"] + ": " + r["experiment"]: (r["verdict"], r["number"], r["interval"]) for r in rows if r["verdict"] != expected and not (expected == OPEN and r["sentence"] in costs)}
     if (sign, expected) == (-1, OPEN): wrong = {k: v for k, v in wrong.items() if not k.startswith("Gated")}  # fewer parameters contradict it without an interval
@@ -83,7 +87,7 @@ READS = {  # the beginning of a sentence: the columns that it is about
 @pytest.mark.parametrize("column", sorted({c for v in READS.values() for c in v.split()}))
 def test_each_claim_is_about_its_own_columns(column, tmp_path):
     "One column of the opposite world in all records: the claims about it fail, and only they."
-    rows = C.claims(world(tmp_path, 1, flipped=(column,)))
+    rows = ledger.claims(world(tmp_path, 1, flipped=(column,)))
     about = lambda r: column in next((v for k, v in READS.items() if r["sentence"].startswith(k)), "").split()
     assert {r["sentence"] for r in rows if r["verdict"] == FAILS} == {r["sentence"] for r in rows if about(r)} != set()
     assert all(r["verdict"] == HOLDS for r in rows if not about(r))
@@ -92,24 +96,24 @@ def test_each_claim_is_about_its_own_columns(column, tmp_path):
 def test_each_claim_reads_the_records_it_names(tmp_path):
     "Without any one of its records a claim is not measured, and no other is touched."
     world(tmp_path, 1)
-    before = C.claims(tmp_path)
+    before = ledger.claims(tmp_path)
     for name in ("sparse", "central", "half", "comparison", "compare", "ablations", "trials", "faces_buckets", "training", "speed-here"):
         text = (tmp_path/f"{name}.json").read_text()
         (tmp_path/f"{name}.json").unlink()
-        after = C.claims(tmp_path)
-        for c, a, b in zip(C.CLAIMS, before, after):
+        after = ledger.claims(tmp_path)
+        for c, a, b in zip(ledger.CLAIMS, before, after):
             needs = name in c.records or (name == "speed-here" and "speed-*" in c.records)
-            assert (b["verdict"] == C.MISSING) == needs and (needs or a == b), (name, c.sentence)
+            assert (b["verdict"] == ledger.MISSING) == needs and (needs or a == b), (name, c.sentence)
         (tmp_path/f"{name}.json").write_text(text)
 
 
 def test_numbers_and_intervals_of_one_row(tmp_path):
-    row = next(r for r in C.claims(world(tmp_path, 1)) if r["sentence"].startswith("Partial convolutions effectively"))
+    row = next(r for r in ledger.claims(world(tmp_path, 1)) if r["sentence"].startswith("Partial convolutions effectively"))
     assert (row["number"], row["interval"], row["verdict"]) == ("+0.100", "[+0.090, +0.110]", HOLDS) and row["more"] == "partial 10.1, plain 10.2, truth 10"
     other = json.loads((tmp_path/"comparison.json").read_text())
     other["rows"][0]["against"]["plain"]["seam"] = [-.02, -.05, .01]
     (tmp_path/"comparison.json").write_text(json.dumps(other))
-    row = next(r for r in C.claims(tmp_path) if r["sentence"].startswith("Partial convolutions effectively"))
+    row = next(r for r in ledger.claims(tmp_path) if r["sentence"].startswith("Partial convolutions effectively"))
     assert (row["number"], row["verdict"]) == ("-0.020", OPEN)
 
 
@@ -118,14 +122,14 @@ def test_one_bucket_of_six_is_enough_to_contradict(tmp_path):
     r = json.loads((tmp_path/"faces_buckets.json").read_text())
     r["rows"][5]["against"]["faces"]["psnr"] = [-.5, -.6, -.4]
     (tmp_path/"faces_buckets.json").write_text(json.dumps(r))
-    row = next(r for r in C.claims(tmp_path) if r["sentence"].startswith("Robust"))
+    row = next(r for r in ledger.claims(tmp_path) if r["sentence"].startswith("Robust"))
     assert row["verdict"] == FAILS and row["number"] == "-0.50" and row["more"] == "ahead in 5, behind in 1 of 6 buckets"
 
 
 def test_a_second_seed_that_disagrees_takes_the_claim_back(tmp_path):
     world(tmp_path, 1)
     r = json.loads((tmp_path/"comparison.json").read_text())
-    fewer = lambda: next((c["verdict"], c["interval"]) for c in C.claims(tmp_path) if c["sentence"].startswith("Partial convolutions effectively"))
+    fewer = lambda: next((c["verdict"], c["interval"]) for c in ledger.claims(tmp_path) if c["sentence"].startswith("Partial convolutions effectively"))
     before = fewer()
     for seam in ([.08, .07, .09], [-.3, -.31, -.29]):  # of plain_seed1 less partial; that of partial_seed1 is 0
         for row in r["rows"]:
@@ -140,7 +144,7 @@ def test_a_second_seed_that_disagrees_takes_the_claim_back(tmp_path):
 def test_real_faces_count_when_they_have_three_seeds(tmp_path):
     world(tmp_path, 1)
     r = json.loads((tmp_path/"ablations.json").read_text())
-    padding = lambda: next((c["verdict"], c["more"]) for c in C.claims(tmp_path) if c["sentence"].startswith("Padding"))
+    padding = lambda: next((c["verdict"], c["more"]) for c in ledger.claims(tmp_path) if c["sentence"].startswith("Padding"))
     assert padding() == (HOLDS, "drawn faces")
     r["plans"]["real"] = dict(runs=runs(["paper", "border known"], -1, .05))
     (tmp_path/"ablations.json").write_text(json.dumps(r))
@@ -156,8 +160,8 @@ def test_a_method_that_is_missing_is_not_measured(tmp_path):
     for row in r["rows"]: row["against"].pop("plain"), row["methods"].pop("plain")
     del r["methods"]["plain"]
     (tmp_path/"comparison.json").write_text(json.dumps(r))
-    verdicts = {c["sentence"]: c["verdict"] for c in C.claims(tmp_path)}
-    assert verdicts["Partial convolutions effectively reduce mask-shape artifacts"] == C.MISSING and verdicts["Less error than the same network with plain convolutions"] == C.MISSING
+    verdicts = {c["sentence"]: c["verdict"] for c in ledger.claims(tmp_path)}
+    assert verdicts["Partial convolutions effectively reduce mask-shape artifacts"] == ledger.MISSING and verdicts["Less error than the same network with plain convolutions"] == ledger.MISSING
     assert verdicts["Longer training should significantly improve output quality"] == HOLDS
 
 
@@ -165,7 +169,7 @@ def test_the_average_face_decides_about_structure(tmp_path):
     "Where it was measured, a network with fewer right details than the average face has not learned structure."
     world(tmp_path, 1)
     r = json.loads((tmp_path/"central.json").read_text())
-    structure = lambda: next(c["verdict"] for c in C.claims(tmp_path) if "face structure" in c["sentence"])
+    structure = lambda: next(c["verdict"] for c in ledger.claims(tmp_path) if "face structure" in c["sentence"])
     r["rows"][0]["against"]["average"]["detail"] = [.1, .08, .12]
     (tmp_path/"central.json").write_text(json.dumps(r))
     assert structure() == FAILS
@@ -180,28 +184,28 @@ def test_intervals_of_constructed_numbers():
     for _ in range(300):
         a, b = rng.normal(1, 1, 30), rng.normal(0, 2, 30)
         ends = lambda v: [v.mean(), v.mean() - 1.96*v.std(ddof=1)/math.sqrt(30), v.mean() + 1.96*v.std(ddof=1)/math.sqrt(30)]
-        _, low, high = C.apart(ends(a), ends(b))
+        _, low, high = ledger.difference_of(ends(a), ends(b))
         inside += low < 1 < high
     assert .9 < inside/300 < .985
-    assert C.apart(None, [1, 0, 2]) is None and C.apart([1, None, None], [0, 0, 0]) == [1, None, None]
-    mean, low, high = C.over_seeds([1., 2., 4.])
+    assert ledger.difference_of(None, [1, 0, 2]) is None and ledger.difference_of([1, None, None], [0, 0, 0]) == [1, None, None]
+    mean, low, high = ledger.over_seeds([1., 2., 4.])
     assert math.isclose(mean, 7/3) and math.isclose(high - mean, 6) and math.isclose(mean - low, 6)
     for d in ([1., 2., 4.], [1., 1.1, 1.2], [-1., -1.1, -1.2], [-1., 1., 2.], [1., 1.1]):  # as chapter 13 has it
-        assert C.above(C.over_seeds(d)) == dict(more=HOLDS, less=FAILS).get(three_seeds(d), OPEN)
-    assert C.over_seeds([3.]) == [3, None, None] and C.above(C.over_seeds([3.])) == OPEN
+        assert ledger.above(ledger.over_seeds(d)) == dict(more=HOLDS, less=FAILS).get(three_seeds(d), OPEN)
+    assert ledger.over_seeds([3.]) == [3, None, None] and ledger.above(ledger.over_seeds([3.])) == OPEN
 
 
 def test_the_ledger_of_the_project_links_to_chapters_and_names_records():
     "Every chapter that a claim names exists, in the folder of notebooks; the table has a row per claim and no cell that breaks it."
-    for c in C.CLAIMS:
+    for c in ledger.CLAIMS:
         assert (TOP/"nbs"/f"{c.chapter}.ipynb").is_file(), c.chapter
         assert c.records and len(c.sentence) < 120 and "|" not in c.sentence + c.experiment
-    rows = C.claims(TOP/"nbs"/"results")
-    table = C.claim_rows(rows)
-    assert len(table) == len(C.CLAIMS) + 1 and len({len(r) for r in table}) == 1
+    rows = ledger.claims(TOP/"nbs"/"results")
+    table = ledger.claim_rows(rows)
+    assert len(table) == len(ledger.CLAIMS) + 1 and len({len(r) for r in table}) == 1
     assert all(r[-1].startswith("[") and r[-1].endswith(".ipynb)") for r in table[1:])
-    assert {r["verdict"] for r in rows} <= {HOLDS, FAILS, OPEN, C.MISSING}
-    assert len(C.claim_rows(rows, "10_sparse")) == 1 + sum(c.chapter == "10_sparse" for c in C.CLAIMS)
+    assert {r["verdict"] for r in rows} <= {HOLDS, FAILS, OPEN, ledger.MISSING}
+    assert len(ledger.claim_rows(rows, "10_sparse")) == 1 + sum(c.chapter == "10_sparse" for c in ledger.CLAIMS)
 
 
 # What the chapters read from records
@@ -217,7 +221,7 @@ def little(tmp_path_factory):
 
 def test_readers_of_a_record(little):
     r, folder = little
-    assert stages(r) == [(1/8, "partial_1of8"), (1., "partial")] and stages(r, "plain") == []
+    assert training_stages(r) == [(1/8, "partial_1of8"), (1., "partial")] and training_stages(r, "plain") == []
     a, b = gap(r, "partial_1of8", "partial", "specks"), gap(r, "partial", "partial_1of8", "specks")
     assert a[0] == -b[0] and (a[1], a[2]) == (-b[2], -b[1])
     assert math.isclose(a[0], value(r, "partial_1of8", "specks")[0] - value(r, "partial", "specks")[0], abs_tol=1e-4)
@@ -229,12 +233,12 @@ def test_readers_of_a_record(little):
 
 def test_level_and_lead_agree_with_the_readers(little):
     r, _ = little
-    assert C.value(r, "partial", "seam") == row_of(r)["methods"]["partial"]["seam"]
-    assert np.allclose(C.lead(r, "partial_1of8", "partial", "seam"), gap(r, "partial_1of8", "partial", "seam"))
-    assert np.allclose(C.lead(r, "partial", "partial_1of8", "seam"), gap(r, "partial", "partial_1of8", "seam"))
-    by_way = C.lead(r, "partial_1of8", "telea", "seam")
+    assert records.value(r, "partial", "seam") == row_of(r)["methods"]["partial"]["seam"]
+    assert np.allclose(ledger.lead_of(r, "partial_1of8", "partial", "seam"), gap(r, "partial_1of8", "partial", "seam"))
+    assert np.allclose(ledger.lead_of(r, "partial", "partial_1of8", "seam"), gap(r, "partial", "partial_1of8", "seam"))
+    by_way = ledger.lead_of(r, "partial_1of8", "telea", "seam")
     assert math.isclose(by_way[0], value(r, "partial_1of8", "seam")[0] - value(r, "telea", "seam")[0], abs_tol=1e-4)
-    assert C.lead(r, "absent", "partial", "seam") is None and C.lead(r, "partial", "partial_1of8", "absent") is None
+    assert ledger.lead_of(r, "absent", "partial", "seam") is None and ledger.lead_of(r, "partial", "partial_1of8", "absent") is None
 
 
 def test_figures_have_a_line_per_method_and_leave_out_what_is_missing(little):

@@ -12,12 +12,13 @@ import pytest
 import torch
 from fastcore.script import anno_parser
 
-from pconv_course import commands
-from pconv_course.commands import UsageError, check_number, clean_exit, exit_code, one_line
-from pconv_course.core import InputError, write_json
+from pconv_course.base import core
+from pconv_course import cli
+from pconv_course.base.core import UsageError, check_number, clean_exit, exit_code, one_line
+from pconv_course.base.core import InputError, write_json
 
 NAMES = ("pconv_data", "pconv_train", "pconv_demo", "pconv_trials", "pconv_app")
-LAUNCH = "import sys\nfrom pconv_course.commands import {0}\nif __name__ == '__main__': sys.exit({0}())\n"
+LAUNCH = "import sys\nfrom pconv_course.cli import {0}\nif __name__ == '__main__': sys.exit({0}())\n"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def shell(tmp_path):
 def test_console_scripts_point_here():
     "The installed names are those of this module."
     found = {e.name: e.value for e in entry_points(group="console_scripts") if e.name in NAMES}
-    assert found == {n: f"pconv_course.commands:{n}" for n in NAMES}
+    assert found == {n: f"pconv_course.cli:{n}" for n in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,9 +44,9 @@ def test_help(shell, name):
     "Every option has a help text; help is 0 and needs no heavy import."
     code, out, err = shell(name, "--help")
     assert (code, err) == (0, "")
-    for action in anno_parser(getattr(commands, name).__wrapped__)._actions:
+    for action in anno_parser(getattr(cli, name).__wrapped__)._actions:
         if action.help != "==SUPPRESS==": assert action.help and (action.option_strings or [action.dest])[0] in out
-    heavy = f"import sys; from pconv_course.commands import {name}; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    heavy = f"import sys; from pconv_course.cli import {name}; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -101,7 +102,7 @@ def test_unforeseen_fault_is_ours(capsys):
 
 def test_only_our_warnings_are_shown(capsys):
     import warnings
-    from pconv_course.masks import MaskWarning
+    from pconv_course.base.pictures import MaskWarning
     with clean_exit("x"):
         warnings.warn("for programmers", FutureWarning)
         warnings.warn("for programmers too")
@@ -114,15 +115,15 @@ def test_commands_return_nothing(monkeypatch):
     import pconv_course.data
     seen = []
     monkeypatch.setattr(pconv_course.data, "prepare", lambda *a, **k: dict(count=1))
-    assert commands.pconv_data("prepare", "a", "b") is None
-    monkeypatch.setattr("pconv_course.train.train", lambda *a, **k: dict(images=1, minutes=1.))
-    assert commands.pconv_train(out="x") is None
-    monkeypatch.setattr("pconv_course.demo.demo", lambda *a, **k: dict(cases={}, total_minutes=1.))
-    monkeypatch.setattr("pconv_course.demo.case_table", lambda c: "")
-    assert commands.pconv_demo(out="x") is None
-    monkeypatch.setattr("pconv_course.trials.run_trials", lambda *a: a)
-    monkeypatch.setattr("pconv_course.trials.trial_table", seen.append)
-    assert commands.pconv_trials("loss", "faces", "runs", "t.json", "vgg16", 128, 2, "a; b") is None
+    assert cli.pconv_data("prepare", "a", "b") is None
+    monkeypatch.setattr("pconv_course.runs.train.train", lambda *a, **k: dict(images=1, minutes=1.))
+    assert cli.pconv_train(out="x") is None
+    monkeypatch.setattr("pconv_course.tools.demo.demo", lambda *a, **k: dict(cases={}, total_minutes=1.))
+    monkeypatch.setattr("pconv_course.tools.demo.case_table", lambda c: "")
+    assert cli.pconv_demo(out="x") is None
+    monkeypatch.setattr("pconv_course.lab.trials.run_trials", lambda *a: a)
+    monkeypatch.setattr("pconv_course.lab.trials.trial_table", seen.append)
+    assert cli.pconv_trials("loss", "faces", "runs", "t.json", "vgg16", 128, 2, "a; b") is None
     assert seen == [("loss", "faces", "runs", "t.json", "vgg16", 128, 2, ["a", "b"])]
 
 
@@ -153,7 +154,7 @@ def test_the_photo_of_the_app_is_a_word_not_an_option(shell):
 
 def test_the_widget_without_anywidget_is_one_line(without):
     code, out, err = without(sys.executable, "-W", "ignore", "-c", "import pconv_course.widget", modules=["anywidget"])
-    assert code == 1 and err.splitlines()[-1] == "pconv_course.commands.MissingPackage: anywidget is missing; install it: pip install 'pconv_course[app]'"
+    assert code == 1 and err.splitlines()[-1] == "pconv_course.base.core.MissingPackage: anywidget is missing; install it: pip install 'pconv_course[app]'"
     assert "During handling" not in err and "direct cause" not in err
     code, out, err = without(sys.executable, "-W", "ignore", "-c", "try: import pconv_course.widget\nexcept ImportError as e: print(e)", modules=["anywidget"])
     assert (code, out) == (0, "anywidget is missing; install it: pip install 'pconv_course[app]'\n"), err
@@ -161,8 +162,8 @@ def test_the_widget_without_anywidget_is_one_line(without):
 
 def test_need():
     "Imports what is there; what is missing is an input error for a command and an ImportError for Python."
-    assert [m.__name__ for m in commands.need("json", "email.message", extra="x")] == ["json", "email.message"]
-    with pytest.raises(ImportError, match=r"^no_such_module is missing; install it: pip install 'pconv_course\[x\]'$") as e: commands.need("json", "no_such_module.part", extra="x")
+    assert [m.__name__ for m in core.need("json", "email.message", extra="x")] == ["json", "email.message"]
+    with pytest.raises(ImportError, match=r"^no_such_module is missing; install it: pip install 'pconv_course\[x\]'$") as e: core.need("json", "no_such_module.part", extra="x")
     assert isinstance(e.value, UsageError) and exit_code(e.value) == 2 and one_line(e.value) == str(e.value)
 
 
@@ -171,30 +172,30 @@ def test_options_reach_train(monkeypatch):
     def fake(recipe, data, out, minutes, resume, **kwargs):
         seen.update(recipe=recipe, data=data, out=out, minutes=minutes, resume=resume, **kwargs)
         return dict(images=1, minutes=1.)
-    monkeypatch.setattr("pconv_course.train.train", fake)
-    commands.pconv_train("real", "faces.zip", "r", 3., False, "800-898", None, 32, 4, 7, "cpu")
+    monkeypatch.setattr("pconv_course.runs.train.train", fake)
+    cli.pconv_train("real", "faces.zip", "r", 3., False, "800-898", None, 32, 4, 7, "cpu")
     r = seen["recipe"]
     assert (r.size, r.bs, r.seed, r.valid, r.name) == (32, 4, 7, "800-898", "real")
     assert (seen["data"], seen["out"], seen["minutes"], seen["resume"], seen["device"]) == ("faces.zip", "r", 3., False, "cpu")
-    commands.pconv_train(resume=True, out="r")
+    cli.pconv_train(resume=True, out="r")
     assert seen["recipe"] is None and seen["resume"] and (seen["num_workers"], seen["tensorboard"]) == (0, False)
-    commands.pconv_train(precision="bf16", accumulate=4, workers=3, tensorboard=True, network="gated", out="r")
+    cli.pconv_train(precision="bf16", accumulate=4, workers=3, tensorboard=True, network="gated", out="r")
     r = seen["recipe"]
     assert (r.precision, r.accumulate, r.start, r.network, r.bs % 4) == ("bf16", 4, None, "gated", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
 
 
 def test_recipe_of_a_file(tmp_path, monkeypatch):
     "--preset takes a recipe's JSON file; options replace what is in it; the run's folder has the name of the recipe, or of the file."
-    from pconv_course.train import PRESETS, recipe_with
+    from pconv_course.recipe import PRESETS, recipe_with
     seen = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pconv_course.train.train", lambda recipe, data, out, *a, **k: seen.append((recipe, out)) or dict(images=1, minutes=1.))
+    monkeypatch.setattr("pconv_course.runs.train.train", lambda recipe, data, out, *a, **k: seen.append((recipe, out)) or dict(images=1, minutes=1.))
     recipe = recipe_with(PRESETS["demo"], name="mine", size=48, depth=3, width=4)
     names = dict(recipe=asdict(recipe), part=dict(width=8), climber=dict(name="../../up", width=8))
     for stem, d in names.items(): write_json(tmp_path/f"{stem}.json", d)
-    commands.pconv_train("recipe.json")
-    commands.pconv_train("recipe.json", size=32, seed=7, out="r")
-    for stem in ("part", "climber"): commands.pconv_train(str(tmp_path/f"{stem}.json"))
+    cli.pconv_train("recipe.json")
+    cli.pconv_train("recipe.json", size=32, seed=7, out="r")
+    for stem in ("part", "climber"): cli.pconv_train(str(tmp_path/f"{stem}.json"))
     assert [out for _, out in seen] == ["runs/mine", "r", "runs/part", "runs/climber"]
     assert seen[0][0] == recipe and seen[1][0] == recipe_with(recipe, size=32, seed=7) and seen[2][0].width == 8
 
@@ -207,7 +208,7 @@ def test_files_that_hold_no_recipe(tmp_path, capsys):
     says = dict(cut="not valid JSON", bytes="not valid JSON", list="a recipe is an object", scores="unknown in a recipe: 'psnr'", wrong="size='big'",
                 folder="or give a recipe's JSON file", nowhere="or give a recipe's JSON file")
     for name, words in says.items():
-        with pytest.raises(SystemExit) as e: commands.pconv_train(str(tmp_path/f"{name}.json"), out=str(tmp_path/"run"))
+        with pytest.raises(SystemExit) as e: cli.pconv_train(str(tmp_path/f"{name}.json"), out=str(tmp_path/"run"))
         err = capsys.readouterr().err
         assert e.value.code == 2 and err.count("\n") == 1 and words in err, err
     assert not (tmp_path/"run").exists()
@@ -216,10 +217,10 @@ def test_files_that_hold_no_recipe(tmp_path, capsys):
 @pytest.mark.parametrize("how", ["name", "file"])
 def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
     "No preset has their network; the command takes it from them, by name or by file, and a tiny run ends with its shape."
-    from pconv_course.pretrained import load_model, pretrained_info, weights_dir
+    from pconv_course.weights import load_model, pretrained_info, weights_dir
     write_json(tmp_path/"tiny.json", dict(TINY, n_faces=6, bs=2, valid=.4, min_steps=2, formula="v1", phases=[dict(lr=1e-4)]))
     start = "pretrained" if how == "name" else str(weights_dir()/"faces.safetensors")
-    commands.pconv_train(str(tmp_path/"tiny.json"), out=str(tmp_path/"run"), start=start, device="cpu")
+    cli.pconv_train(str(tmp_path/"tiny.json"), out=str(tmp_path/"run"), start=start, device="cpu")
     theirs, config = load_model(weights_dir()/"faces.safetensors")[1]["model"], load_model(tmp_path/"run")[1]
     assert config["model"] == theirs and config["recipe"]["size"] == 32 and config["position"]["step"] == 2
     assert config["start"]["sha256"] == pretrained_info()["sha256"] and config["recipe"]["start"] == "faces.safetensors"
@@ -227,16 +228,17 @@ def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
 
 def test_start_brings_its_network(tmp_path, capsys):
     "Also a gated one; another network asked for at the same time is refused, and so is a start that is none."
-    from pconv_course.train import PRESETS, Phase, recipe_with, train
+    from pconv_course.recipe import PRESETS, Phase, recipe_with
+    from pconv_course.runs.train import train
     gated = recipe_with(PRESETS["demo"], **TINY, min_steps=1, network="gated", phases=(Phase(1e-3),))
     train(gated, out=tmp_path/"gated", device="cpu", progress=False)
     shape = dict(depth=3, width=4, formula="paper", network="gated")
-    for network in (None, "gated"): assert commands._begun(str(tmp_path/"gated"), network) == dict(start=str(tmp_path/"gated"), **shape)
-    assert commands._begun(size=32) == dict(size=32) and commands._begun(network="plain") == dict(network="plain")
+    for network in (None, "gated"): assert cli._begun(str(tmp_path/"gated"), network) == dict(start=str(tmp_path/"gated"), **shape)
+    assert cli._begun(size=32) == dict(size=32) and cli._begun(network="plain") == dict(network="plain")
     says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="pretrained", network="gated"), "which is partial"),
             (dict(start=str(tmp_path/"nowhere")), "no such file")]
     for how, words in says:
-        with pytest.raises(SystemExit) as e: commands.pconv_train(out=str(tmp_path/"run"), device="cpu", **how)
+        with pytest.raises(SystemExit) as e: cli.pconv_train(out=str(tmp_path/"run"), device="cpu", **how)
         err = capsys.readouterr().err
         assert e.value.code == 2 and err.count("\n") == 1 and words in err and not (tmp_path/"run").exists(), err
 
@@ -245,10 +247,10 @@ def test_start_brings_its_network(tmp_path, capsys):
                                           ("record", "list.json"), ("out", "file"), ("out", "file/runs"), ("out", "/proc/pconv/runs")])
 def test_trials_that_cannot_be_recorded(option, place, tmp_path, capsys, monkeypatch):
     "Refused before the first trial; what is there stays, and nothing is made."
-    monkeypatch.setattr("pconv_course.trials.run_trials", lambda *a: pytest.fail("the trials began"))
+    monkeypatch.setattr("pconv_course.lab.trials.run_trials", lambda *a: pytest.fail("the trials began"))
     (tmp_path/"folder").mkdir(), (tmp_path/"file").write_text("precious"), (tmp_path/"list.json").write_text("[1]"), (tmp_path/"link").symlink_to(tmp_path/"gone")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as e: commands.pconv_trials(**{"out": str(tmp_path/"runs"), option: str(tmp_path/place)})
+    with pytest.raises(SystemExit) as e: cli.pconv_trials(**{"out": str(tmp_path/"runs"), option: str(tmp_path/place)})
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.count("\n") == 1 and err.startswith("pconv_trials: error: ") and place in err, err
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path/"file").read_text() == "precious"
@@ -257,12 +259,12 @@ def test_trials_that_cannot_be_recorded(option, place, tmp_path, capsys, monkeyp
 def test_places_where_trials_can_be_recorded(tmp_path, monkeypatch):
     "A file that is there, a folder that is not; nothing is made, the read-only file system is simulated since root may write anywhere else."
     (tmp_path/"t.json").write_text('{"plans": {}}')
-    for path in (None, "t.json", "new/folder/t.json"): assert commands.check_place("record", path and str(tmp_path/path)) == (path and str(tmp_path/path))
-    assert commands.check_place("out", str(tmp_path/"a"/"b"), folder=True) and commands.check_place("out", str(tmp_path), folder=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["t.json"] and commands.check_place("record", "~/t.json") == os.path.expanduser("~/t.json")
+    for path in (None, "t.json", "new/folder/t.json"): assert core.check_place("record", path and str(tmp_path/path)) == (path and str(tmp_path/path))
+    assert core.check_place("out", str(tmp_path/"a"/"b"), folder=True) and core.check_place("out", str(tmp_path), folder=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"] and core.check_place("record", "~/t.json") == os.path.expanduser("~/t.json")
     def refuse(**kw): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    monkeypatch.setattr(commands.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(UsageError, match="^--record .*t.json cannot be written: Read-only file system; choose another place$"): commands.check_place("record", str(tmp_path/"t.json"))
+    monkeypatch.setattr(core.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UsageError, match="^--record .*t.json cannot be written: Read-only file system; choose another place$"): core.check_place("record", str(tmp_path/"t.json"))
 
 
 TINY = dict(size=32, n_faces=40, n_masks=10, depth=3, width=4, bs=8)
@@ -273,16 +275,17 @@ def test_dashes_are_underscores(shell):
     for option in ("--dry-run", "--dry_run"):
         code, out, err = shell("pconv_train", option, "--minutes", "nan")
         assert (code, out) == (2, "") and "--minutes is nan" in err
-    assert commands._underscores(["--dry-run", "--out=a-b", "--out", "--a-b=c-d", "-x-y", "e-f"]) == ["--dry_run", "--out=a-b", "--out", "--a_b=c-d", "-x-y", "e-f"]
+    assert cli._underscores(["--dry-run", "--out=a-b", "--out", "--a-b=c-d", "-x-y", "e-f"]) == ["--dry_run", "--out=a-b", "--out", "--a_b=c-d", "-x-y", "e-f"]
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
     "Recipe, parameters, memory, speed, time; nothing on the disk; the numbers fit each other."
-    from pconv_course.train import PRESETS, Phase, recipe_with, rehearsal
+    from pconv_course.recipe import PRESETS, Phase, recipe_with
+    from pconv_course.runs.train import rehearsal
     from pconv_course.unet import PConvUNet
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "demo", recipe_with(PRESETS["demo"], **TINY, min_steps=1, phases=(Phase(1e-3, epochs=50),)))
-    commands.pconv_train(dry_run=True, accumulate=2, device="cpu")
+    cli.pconv_train(dry_run=True, accumulate=2, device="cpu")
     out = capsys.readouterr().out
     n = sum(p.numel() for p in PConvUNet(3, 4).parameters())
     assert "phase 1      lr 0.001" in out and f"{n:,} parameters" in out and "features of 4 pictures" in out and "nothing was written" in out
@@ -298,8 +301,11 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
 def test_dry_run_counts_phases_of_both_kinds():
     "Steps with and without features are timed apart, and count by the epochs or the time that they have left."
     from fastai.callback.core import Callback
-    from pconv_course.runs import Position, Run, epochs_ahead, rehearse
-    from pconv_course.train import PRESETS, Phase, recipe_learner, recipe_with, step_callbacks
+    from pconv_course.runs.rehearsal import epochs_ahead, rehearse
+    from pconv_course.runs.run import Run
+    from pconv_course.training import Position
+    from pconv_course.recipe import PRESETS, Phase, recipe_learner, recipe_with
+    from pconv_course.training import step_callbacks
     class Look(Callback):
         used = []
         def after_loss(self): self.used.append((self.training, self.loss_func.use_features))
@@ -318,7 +324,8 @@ def test_dry_run_counts_phases_of_both_kinds():
 def test_dry_run_of_a_resumed_run(tmp_path):
     "Only the rest counts; the run is not changed."
     from fastai.callback.core import Callback, CancelFitException
-    from pconv_course.train import PRESETS, Phase, recipe_with, rehearsal, train
+    from pconv_course.recipe import PRESETS, Phase, recipe_with
+    from pconv_course.runs.train import rehearsal, train
     class Stop(Callback):
         order = 60
         def after_epoch(self):
@@ -333,8 +340,9 @@ def test_dry_run_of_a_resumed_run(tmp_path):
 def test_tensorboard(tmp_path, capsys):
     "fastai's callback: the loss after every step and the scores after every epoch, by the steps of the run, also of a resumed one."
     from fastai.callback.core import Callback
-    from pconv_course.runs import TrainingInterrupted
-    from pconv_course.train import PRESETS, Phase, recipe_with, train
+    from pconv_course.runs.run import TrainingInterrupted
+    from pconv_course.recipe import PRESETS, Phase, recipe_with
+    from pconv_course.runs.train import train
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     class CtrlC(Callback):
         order = 52.5
@@ -352,8 +360,8 @@ def test_tensorboard(tmp_path, capsys):
 
 
 def test_tensorboard_is_optional(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pconv_course.runs.find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as e: commands.pconv_train(out=str(tmp_path/"run"), tensorboard=True, size=32, device="cpu")
+    monkeypatch.setattr("pconv_course.runs.run.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as e: cli.pconv_train(out=str(tmp_path/"run"), tensorboard=True, size=32, device="cpu")
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.count("\n") == 1 and "pip install 'pconv_course[tensorboard]'" in err and not (tmp_path/"run").exists()
 
@@ -362,7 +370,8 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch, capsys):
 def test_half_precision_is_like_single(precision, tmp_path):
     "The same run in half precision: other bits, hardly other losses; the weights stay float32."
     from safetensors.torch import load_file
-    from pconv_course.train import PRESETS, Phase, recipe_with, train
+    from pconv_course.recipe import PRESETS, Phase, recipe_with
+    from pconv_course.runs.train import train
     rows = {}
     for p in ("fp32", precision):
         recipe = recipe_with(PRESETS["demo"], **TINY, min_steps=1, precision=p, phases=(Phase(1e-3, epochs=2),))

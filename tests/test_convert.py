@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from pconv_course.bench import find_peers, run_file
-from pconv_course.convert import (LAYOUTS, Adopted, AdoptedFastUNet, AdoptedUNet, convert, convert_state, find_layout, flip_colours,
-                                  mmagic_name, naoto_name, pconv_convert, read_state, rename)
-from pconv_course.core import InputError
-from pconv_course.fast import build_unet
-from pconv_course.pretrained import load_model
+from pconv_course.lab.peers import find_peers, run_file
+from pconv_course.cli import pconv_convert
+from pconv_course.networks import Adopted, AdoptedFastUNet, AdoptedUNet
+from pconv_course.tools.convert import (CHECKPOINT_LAYOUTS, convert, convert_state, find_layout, flip_colours, mmagic_name, naoto_name, read_checkpoint, rename)
+from pconv_course.base.core import InputError
+from pconv_course.networks import build_unet
+from pconv_course.weights import load_model
 from pconv_course.unet import PConvUNet
 
 IMAGENET = torch.tensor([.485, .456, .406]).double()[:, None, None], torch.tensor([.229, .224, .225]).double()[:, None, None]
@@ -164,7 +165,7 @@ def test_mmagic_without_its_epsilon_is_exact(monkeypatch):
 @pytest.mark.parametrize('habit', ['range', 'formula', 'colours', 'bias', 'batch norm'])
 def test_a_forgotten_habit_shows(layout, habit):
     theirs = stir(TheirNet(layout, 3, 4)).double()
-    state, kind = dict(theirs.state_dict()), LAYOUTS[layout]
+    state, kind = dict(theirs.state_dict()), CHECKPOINT_LAYOUTS[layout]
     net, _ = convert_state(state)
     config, mine = dict(net.config), net.state_dict()
     x, m = (v.float() for v in pictures(.4))
@@ -240,17 +241,17 @@ def test_wrappers_are_peeled_off(layout, tmp_path):
     bare = {k.removeprefix('generator.'): v for k, v in state.items()}
     for i, form in enumerate([state, dict(model=state), dict(state_dict=dict(state)), {f'module.{k}': v for k, v in state.items()}, wrapped(layout, state)]):
         torch.save(form, tmp_path/f'{i}.pth', _use_new_zipfile_serialization=i % 2 == 0)
-        got = read_state(tmp_path/f'{i}.pth')
+        got = read_checkpoint(tmp_path/f'{i}.pth')
         assert list(got) == list(bare) and all(torch.equal(got[k], v) for k, v in bare.items())
 
 
 def test_old_files_have_no_counter_of_batches(layout, file, tmp_path):
-    state = {k: v for k, v in read_state(file).items() if 'num_batches' not in k}
-    assert_close(convert_state(state)[0].state_dict(), convert_state(read_state(file))[0].state_dict())
+    state = {k: v for k, v in read_checkpoint(file).items() if 'num_batches' not in k}
+    assert_close(convert_state(state)[0].state_dict(), convert_state(read_checkpoint(file))[0].state_dict())
 
 
 def test_half_precision_weights_become_single(layout, file):
-    state = {k: v.half() if v.is_floating_point() else v for k, v in read_state(file).items()}
+    state = {k: v.half() if v.is_floating_point() else v for k, v in read_checkpoint(file).items()}
     assert {v.dtype for v in convert_state(state)[0].parameters()} == {torch.float32}
 
 
@@ -303,7 +304,7 @@ def test_colours_are_turned_in_and_out():
 # Names
 
 def test_every_tensor_of_theirs_is_used_once(layout):
-    theirs, kind = TheirNet(layout, 6, 2).state_dict(), LAYOUTS[layout]
+    theirs, kind = TheirNet(layout, 6, 2).state_dict(), CHECKPOINT_LAYOUTS[layout]
     net = build_unet(dict(network='adopted', depth=6, width=2) | kind.config)
     names = [kind.name(k, 6) for k in net.state_dict()]
     counters = [k for k in theirs if 'mask' in k]
@@ -340,9 +341,9 @@ def test_what_does_not_fit_is_named(change, words, tmp_path):
 
 
 def test_layout_is_found_or_checked(layout, file):
-    state, other = read_state(file), dict(naoto='mmagic', mmagic='naoto')[layout]
+    state, other = read_checkpoint(file), dict(naoto='mmagic', mmagic='naoto')[layout]
     assert find_layout(state) == find_layout(state, layout) == (layout, 5, 8)
-    with pytest.raises(InputError, match=LAYOUTS[other].home): find_layout(state, other)
+    with pytest.raises(InputError, match=CHECKPOINT_LAYOUTS[other].home): find_layout(state, other)
     with pytest.raises(InputError, match='unknown'): find_layout(state, 'keras')
     with pytest.raises(InputError, match="convert can.t read this network"): find_layout({'conv1.weight': torch.ones(2, 2), 'b': torch.ones(1)})
 
@@ -355,7 +356,7 @@ class Code:
 def test_code_in_a_file_is_not_run(legacy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(model=TheirNet('naoto').state_dict(), meta=Code()), 'trap.pth', _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(InputError, match=r'mkdir\), which is not run'): read_state('trap.pth')
+    with pytest.raises(InputError, match=r'mkdir\), which is not run'): read_checkpoint('trap.pth')
     assert not Path('executed').exists()
 
 
@@ -373,13 +374,13 @@ def broken_files(folder):
 def test_files_that_are_none(tmp_path):
     broken_files(tmp_path)
     for name in ('cut', 'text', 'empty', 'old_cut', 'zeros'):
-        with pytest.raises(InputError, match='damaged; fetch it again'): read_state(tmp_path/f'{name}.pth')
+        with pytest.raises(InputError, match='damaged; fetch it again'): read_checkpoint(tmp_path/f'{name}.pth')
     for name in ('numbers', 'strings', 'nothing', 'nested', 'tensor'):
-        with pytest.raises(InputError, match='no state dict'): read_state(tmp_path/f'{name}.pth')
+        with pytest.raises(InputError, match='no state dict'): read_checkpoint(tmp_path/f'{name}.pth')
     for name in ('gone.pth', '.'):
-        with pytest.raises(InputError, match='no such file'): read_state(tmp_path/name)
+        with pytest.raises(InputError, match='no such file'): read_checkpoint(tmp_path/name)
     (tmp_path/'model.safetensors').write_bytes(b'x')
-    with pytest.raises(InputError, match='needs no conversion'): read_state(tmp_path/'model.safetensors')
+    with pytest.raises(InputError, match='needs no conversion'): read_checkpoint(tmp_path/'model.safetensors')
 
 
 def test_nothing_is_overwritten(file, tmp_path):
@@ -424,6 +425,6 @@ def test_command_in_this_process(file, tmp_path, monkeypatch, capsys):
 
 def test_onnx_takes_it(layout, file, tmp_path):
     for module in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(module)
-    from pconv_course.export import export_onnx
+    from pconv_course.tools.onnx import export_onnx
     convert(file, tmp_path/'out')
     assert export_onnx(*load_model(tmp_path/'out')[:1], tmp_path/'net.onnx', load_model(tmp_path/'out')[1])['worst'] <= 1

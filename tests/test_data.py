@@ -19,10 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pconv_course import core, data
-from pconv_course.core import InputError, read_json, sha256_of
-from pconv_course.data import (FaceDL, FaceFiles, DrawnFaces, draw_face, face_dls, face_ids, face_traits, list_faces, prepare,
-                               read_face, split_ids)
+from pconv_course.base import core
+from pconv_course.base import faces as faces_module
+from pconv_course.base import traits
+from pconv_course import data
+from pconv_course.lab import clocks
+from pconv_course.base.core import InputError, read_json, sha256_of
+from pconv_course.base.faces import draw_face
+from pconv_course.base.pictures import face_ids, list_faces, read_face
+from pconv_course.base.traits import face_traits
+from pconv_course.data import FaceDL, FaceFiles, DrawnFaces, face_dls, split_ids
+from pconv_course.tools.prepare import prepare
 
 ONE_LINE = r"\A[^\n]{10,400}\Z"
 FINGERPRINT = "fd32288d22080e425c3c40469ba02349041642d09fa1fb40ab70e9747959da43"
@@ -76,12 +83,12 @@ def test_every_size(size):
 def test_every_trait_paints_and_shows():
     "Each style, hat, beard, kind of glasses and clothes gives a picture of its own."
     base = dict(style="short", hat="none", beard="none", glasses="none", wear="crew", fem=False)
-    options = dict(style=sorted({s for d in data.STYLES for s in d}), hat=["none", *data.HATS], wear=list(data.DROPS),
+    options = dict(style=sorted({s for d in traits.STYLES for s in d}), hat=["none", *faces_module.HATS], wear=list(faces_module.DROPS),
                    beard=["none", "stubble", "full", "goatee", "moustache"], glasses=["none", "round", "square", "sun"])
     for trait, values in options.items():
         seen = {draw_face(3, 64, **{**base, trait: v}).tobytes() for v in values}
         assert len(seen) == len(values), trait
-    assert set(data.LOCKS) >= {n for names in data.LAYERS.values() for n in names}
+    assert set(faces_module.LOCKS) >= {n for names in faces_module.LAYERS.values() for n in names}
 
 
 def test_all_faces_are_different_people():
@@ -705,7 +712,7 @@ def test_a_broken_file_is_the_same_error_with_and_without_cache(album):
 @pytest.mark.parametrize("how", ["full", "fills", "read-only", "file"])
 def test_without_room_it_decodes(ready, monkeypatch, how):
     "A full disk, before or while writing, a read-only folder: one warning of one line, the same batches, nothing left behind."
-    if how == "full": monkeypatch.setattr(data.shutil, "disk_usage", lambda p: type("U", (), dict(free=10**6)))
+    if how == "full": monkeypatch.setattr(core.shutil, "disk_usage", lambda p: type("U", (), dict(free=10**6)))
     if how == "fills":
         def full(fd): raise OSError(28, "No space left on device")
         monkeypatch.setattr(core.os, "fsync", full)
@@ -820,6 +827,6 @@ def test_ids_can_be_chosen(album):
 
 
 def test_loader_profile(ready):
-    rows = data.loader_profile(ready, 32, bs=3, n=12, rounds=1)
+    rows = clocks.loader_profile(ready, 32, bs=3, n=12, rounds=1)
     assert [r["step"] for r in rows if r["source"] == "cache"] == ["read", "flip", "collate", "to float", "loop", "whole"]
     assert all(r["us"] >= 0 for r in rows) and {r["source"] for r in rows} == {"cache", "map", "decoding"}

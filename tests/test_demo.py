@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pconv_course import demo as D
-from pconv_course.core import InputError, compose, read_json
+from pconv_course.tools import demo
+from pconv_course.base.core import InputError, read_json
+from pconv_course.base.show import compose
 from pconv_course.data import DrawnFaces
-from pconv_course.evaluate import METRICS
+from pconv_course.metrics import METRICS
 from pconv_course.masks import hole_ratio
-from pconv_course.pretrained import pack_weights
-from pconv_course.train import PRESETS, Phase, load_model
+from pconv_course.tools.pack import pack_weights
+from pconv_course.recipe import PRESETS, Phase
+from pconv_course.weights import load_model
 
 torch.set_num_threads(1)
 TINY = replace(PRESETS["demo"], n_faces=60, n_masks=20, width=4, depth=3, size=32, bs=8, phases=(Phase(1e-3),))
@@ -27,15 +29,15 @@ def faces(n, size=48): return torch.stack([DrawnFaces(n, size, seed=3)[i] for i 
 def made(tmp_path_factory):
     "A finished tiny demo: its folder and what it returned."
     folder = tmp_path_factory.mktemp("runs")/"demo"
-    return folder, D.demo(folder, minutes=None, n_test=9, recipe=TINY, progress=False)
+    return folder, demo.demo(folder, minutes=None, n_test=9, recipe=TINY, progress=False)
 
 
 def test_case_masks_are_the_same_again_and_of_their_kind():
-    for case in D.CASES:
-        a = D.case_masks(case, 6, 64, 1)
-        assert torch.equal(a, D.case_masks(case, 6, 64, 1)) and not torch.equal(a, D.case_masks(case, 6, 64, 2))
+    for case in demo.CASES:
+        a = demo.case_masks(case, 6, 64, 1)
+        assert torch.equal(a, demo.case_masks(case, 6, 64, 1)) and not torch.equal(a, demo.case_masks(case, 6, 64, 2))
         assert a.shape == (6, 1, 64, 64) and ((a == 0) | (a == 1)).all()
-    assert D.case_masks("large_central", 6, 64)[:, :, 30:34, 30:34].sum() == 0
+    assert demo.case_masks("large_central", 6, 64)[:, :, 30:34, 30:34].sum() == 0
 
 
 def test_everything_is_written(made):
@@ -49,9 +51,9 @@ def test_everything_is_written(made):
 
 def test_record_is_complete(made):
     _, record = made
-    assert set(record["cases"]) == set(D.CASES) and set(record["portrait"]["psnr_hole"]) >= {"telea", "ours"}
+    assert set(record["cases"]) == set(demo.CASES) and set(record["portrait"]["psnr_hole"]) >= {"telea", "ours"}
     for row in record["cases"].values():
-        assert set(row["methods"]) == set(D.METHODS) and row["n"] > 1 and row["verdict"]
+        assert set(row["methods"]) == set(demo.METHODS) and row["n"] > 1 and row["verdict"]
         assert all(set(s) == set(METRICS) and all(map(math.isfinite, s.values())) for s in row["methods"].values())
     assert {k: v["what"].split()[-1] for k, v in record["metrics"].items()} == dict(psnr="picture", psnr_hole="hole", l1_hole="hole", ssim="picture")
     assert record["provenance"]["packages"]["torch"] and record["training"]["images"] > 0 and record["training"]["data"]["name"] == "drawn"
@@ -71,30 +73,30 @@ def test_report_stands_alone(made):
 def test_report_escapes_names(made):
     folder, record = made
     evil = {**record, "run": "<b>run", "training": {**record["training"], "data": dict(name="<script>x", train=1)}}
-    page = D.report_page(evil, {c: b"" for c in (*D.CASES, "portrait")}, b"")
+    page = demo.report_page(evil, {c: b"" for c in (*demo.CASES, "portrait")}, b"")
     assert "<script" not in page and "<b>run" not in page and "&lt;script&gt;x" in page
 
 
 def test_case_table_marks_the_best(made):
-    lines = D.case_table(made[1]["cases"]).splitlines()
+    lines = demo.case_table(made[1]["cases"]).splitlines()
     assert len(lines) == 1 + 3*3 and max(map(len, lines)) <= 120 and "\n".join(lines).count("*") >= 12
 
 
 def test_again_is_the_same_and_the_earlier_run_is_kept(made, capsys):
     "Trained by epochs, the demo is reproducible on one machine; the second run makes room for itself."
     folder, record = made
-    again = D.demo(folder.parent/"x"/".."/"demo", minutes=None, n_test=9, recipe=TINY)
+    again = demo.demo(folder.parent/"x"/".."/"demo", minutes=None, n_test=9, recipe=TINY)
     assert "kept as demo-1" in capsys.readouterr().out and again["run"] == "demo" and again["cases"] == record["cases"]
     assert read_json(folder.with_name("demo-1")/"metrics.json") == record
-    assert not D.fresh_folder(folder.with_name("new"))
+    assert not demo.fresh_folder(folder.with_name("new"))
 
 
 def test_own_faces_folder(tmp_path):
     from PIL import Image
-    from pconv_course.core import to_array
+    from pconv_course.base.show import to_array
     (tmp_path/"faces").mkdir()
     for i, g in enumerate(faces(24)): Image.fromarray(to_array(g)).save(tmp_path/"faces"/f"me{i}.png")
-    record = D.demo(tmp_path/"demo", data=str(tmp_path/"faces"), minutes=None, recipe=TINY, progress=False)
+    record = demo.demo(tmp_path/"demo", data=str(tmp_path/"faces"), minutes=None, recipe=TINY, progress=False)
     assert record["training"]["data"]["name"] == "faces" and record["training"]["data"]["train"] + record["training"]["data"]["valid"] == 24
     assert "faces of faces" in (tmp_path/"demo"/"report.html").read_text()
 
@@ -102,29 +104,29 @@ def test_own_faces_folder(tmp_path):
 def test_photograph_by_shipped_weights_or_one_line(made, tmp_path, monkeypatch):
     "With a network given, or packed in the folder of the weights, the photograph is repaired by it; without, one line says so."
     folder, record = made
-    assert record["portrait"]["shipped"] == (D.shipped() is not None)
-    assert (html.escape(D.NONE_SHIPS) in (folder/"report.html").read_text()) != record["portrait"]["shipped"]
-    assert D.shipped(tmp_path) is None
+    assert record["portrait"]["shipped"] == (demo.shipped() is not None)
+    assert (html.escape(demo.NONE_SHIPS) in (folder/"report.html").read_text()) != record["portrait"]["shipped"]
+    assert demo.shipped(tmp_path) is None
     model, config = load_model(folder)
     pack_weights([folder], tmp_path, "faces")
-    net, packed = D.shipped(tmp_path)
-    seen, png = D.judge_portrait(dict(ours=(model, 32), shipped=(net, packed)))
+    net, packed = demo.shipped(tmp_path)
+    seen, png = demo.judge_portrait(dict(ours=(model, 32), shipped=(net, packed)))
     assert seen["shipped"] and set(seen["psnr_hole"]) == {"telea", "ours", "shipped"} and png.startswith(b"\x89PNG")
     assert abs(seen["psnr_hole"]["ours"] - seen["psnr_hole"]["shipped"]) < 0.1, "the same network, in 16 bits"
-    assert html.escape(D.NONE_SHIPS) not in D.portrait_section(dict(portrait=seen), png)
+    assert html.escape(demo.NONE_SHIPS) not in demo.portrait_section(dict(portrait=seen), png)
     (tmp_path/"faces.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="not the file that was packed"): D.shipped(tmp_path)
+    with pytest.raises(InputError, match="not the file that was packed"): demo.shipped(tmp_path)
 
 
 def test_photograph_keeps_its_known_pixels(made):
-    photo, m = D.portrait()
+    photo, m = demo.portrait()
     assert photo.shape == (3, 352, 352) and m.shape == (1, 352, 352) and 0.15 < hole_ratio(m) <= 0.25
-    for out in D.portrait_fills(photo, m, dict(ours=(load_model(made[0])[0], 32))).values():
+    for out in demo.portrait_fills(photo, m, dict(ours=(load_model(made[0])[0], 32))).values():
         assert torch.equal(compose(photo, out, m), out) and not torch.equal(out, photo) and out.isfinite().all()
 
 
 def test_without_weights_the_demo_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(D, "weights_dir", lambda: tmp_path)
-    record = D.demo(tmp_path/"demo", minutes=None, n_test=4, recipe=TINY)
-    assert capsys.readouterr().out.count(D.NONE_SHIPS) == 1 and not record["portrait"]["shipped"]
-    assert html.escape(D.NONE_SHIPS) in (tmp_path/"demo/report.html").read_text()
+    monkeypatch.setattr(demo, "weights_dir", lambda: tmp_path)
+    record = demo.demo(tmp_path/"demo", minutes=None, n_test=4, recipe=TINY)
+    assert capsys.readouterr().out.count(demo.NONE_SHIPS) == 1 and not record["portrait"]["shipped"]
+    assert html.escape(demo.NONE_SHIPS) in (tmp_path/"demo/report.html").read_text()

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from pconv_course.core import InputError
+from pconv_course.base.core import InputError
 from pconv_course.data import face_dls
 from pconv_course.fast import FastPConvUNet
-from pconv_course.parallel import PartDL, every_nth, part_of
-from pconv_course.runs import latest_checkpoint
-from pconv_course.train import Phase, Recipe, load_model
+from pconv_course.training import PartDL, every_nth, part_of
+from pconv_course.runs.checkpoint import latest_checkpoint
+from pconv_course.recipe import Phase, Recipe
+from pconv_course.weights import load_model
 
 torch.set_num_threads(1)
 # 45 faces: 32 or so to train, in batches of 6, and nine to score in two batches, of which each of two processes has one

@@ -12,15 +12,23 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from pconv_course import evaluate as E
-from pconv_course.core import InputError, compose, to_array
+from pconv_course import artifacts
+from pconv_course import cli
+from pconv_course import evaluation
+from pconv_course import intervals
+from pconv_course import masks as masks_module
+from pconv_course import metrics
+from pconv_course import pairs as pairs_module
+from pconv_course.base.core import InputError
+from pconv_course.base.show import compose, to_array
 from pconv_course.data import DrawnFaces
-from pconv_course.learner import hole_l1_error, psnr, ssim
-from pconv_course.masks import BUCKETS, MaskBank, MaskWarning, central_mask, hole_ratio, sparse_mask, stroke_mask
+from pconv_course.metrics import hole_l1_error, psnr, ssim
+from pconv_course.base.pictures import MaskWarning
+from pconv_course.masks import BUCKETS, MaskBank, central_mask, hole_ratio, sparse_mask, stroke_mask
 from pconv_course.unet import PConvUNet
 
 torch.set_num_threads(1)
-FILLS = [E.mean_fill, E.telea_fill, E.ns_fill, pytest.param(E.biharmonic_fill, marks=pytest.mark.dev)]
+FILLS = [metrics.mean_fill, metrics.telea_fill, metrics.ns_fill, pytest.param(metrics.biharmonic_fill, marks=pytest.mark.dev)]
 
 
 def faces(n, size=48, seed=3): return torch.stack([DrawnFaces(n, size, seed=seed)[i] for i in range(n)])
@@ -29,7 +37,7 @@ def hwc(x): return x.permute(1, 2, 0).double().numpy()
 
 
 @pytest.fixture(scope="module")
-def pairs(): return E.open_pairs(size=32, limit=20)
+def pairs(): return pairs_module.open_pairs(size=32, limit=20)
 
 
 @pytest.fixture
@@ -64,13 +72,13 @@ def test_fills_with_one_mask_for_all_and_with_no_known_pixel(fill):
 def test_mean_fill_is_the_mean():
     gt, m = faces(1), masks(1)
     known = gt[0][:, m[0, 0] > .5]
-    torch.testing.assert_close(E.mean_fill(gt, m)[0][:, m[0, 0] < .5][:, 0], known.mean(1))
+    torch.testing.assert_close(metrics.mean_fill(gt, m)[0][:, m[0, 0] < .5][:, 0], known.mean(1))
 
 
 def test_biharmonic_without_scikit_image_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.restoration", None)
-    with pytest.raises(InputError, match="pip install scikit-image"): E.biharmonic_fill(faces(1), masks(1))
-    with pytest.raises(InputError, match="pip install scikit-image"): E.baseline("biharmonic")
+    with pytest.raises(InputError, match="pip install scikit-image"): metrics.biharmonic_fill(faces(1), masks(1))
+    with pytest.raises(InputError, match="pip install scikit-image"): evaluation.baseline("biharmonic")
 
 
 # Metrics
@@ -78,7 +86,7 @@ def test_biharmonic_without_scikit_image_says_what_to_install(monkeypatch):
 def test_score_agrees_with_the_metrics_of_training():
     gt, m = faces(4), masks(4)
     out = gt + 0.1*torch.randn(gt.shape, generator=torch.Generator().manual_seed(0))
-    s = E.score(gt, out, m)
+    s = metrics.score(gt, out, m)
     torch.testing.assert_close(s["ssim"], ssim(out, gt, m).item(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(s["l1_hole"], hole_l1_error(out, gt, m).item(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(s["psnr"], psnr(out, gt, m).item(), rtol=1e-5, atol=1e-4)
@@ -86,12 +94,12 @@ def test_score_agrees_with_the_metrics_of_training():
 
 def test_score_sees_the_hole_only():
     gt, m = faces(2), masks(2, kind="sparse")
-    assert E.score(gt, compose(torch.rand_like(gt), gt, m), m)["psnr"] == 100
-    each = E.score_each(gt, gt*0, m)
+    assert metrics.score(gt, compose(torch.rand_like(gt), gt, m), m)["psnr"] == 100
+    each = metrics.score_each(gt, gt*0, m)
     expect = torch.tensor([10*math.log10(1/hole_ratio(k)) for k in m], dtype=torch.float64)
     torch.testing.assert_close(each["psnr"] - each["psnr_hole"], expect, rtol=0, atol=1e-9)
     torch.testing.assert_close(each["l1"], 100*each["l1_hole"]*torch.tensor([hole_ratio(k) for k in m], dtype=torch.float64), rtol=0, atol=1e-9)
-    with pytest.raises(InputError, match="nothing to score"): E.score(gt, gt, torch.ones_like(m))
+    with pytest.raises(InputError, match="nothing to score"): metrics.score(gt, gt, torch.ones_like(m))
 
 
 @pytest.mark.parametrize("size", [32, 65])
@@ -99,22 +107,22 @@ def test_metrics_agree_with_torchmetrics_and_scikit_image(size):
     g = torch.Generator().manual_seed(size)
     gt, out = torch.rand(3, 3, size, size, generator=g), torch.rand(3, 3, size, size, generator=g)
     for o in (out, 0.9*gt + 0.1*out):
-        each = E.score_each(gt, o, torch.zeros(3, 1, size, size))
+        each = metrics.score_each(gt, o, torch.zeros(3, 1, size, size))
         for i in range(3): assert abs(each["psnr"][i] - peak_signal_noise_ratio(o[i], gt[i], data_range=1.)) < 1e-4
     skimage = pytest.importorskip("skimage.metrics")
     how = dict(channel_axis=-1, data_range=1., gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
     full = structural_similarity_index_measure(out, gt, data_range=1., reduction="none", return_full_image=True)[1]
     for i in range(3):
-        assert abs(E.score_each(gt, out, torch.zeros(3, 1, size, size))["ssim"][i] - full[i].mean()) < 1e-4
+        assert abs(metrics.score_each(gt, out, torch.zeros(3, 1, size, size))["ssim"][i] - full[i].mean()) < 1e-4
         assert abs(full[i, :, 5:-5, 5:-5].mean() - skimage.structural_similarity(hwc(gt[i]), hwc(out[i]), **how)) < 1e-4
 
 
 def test_identity_and_known_shift():
     gt, m = faces(2)*0.5, masks(2)
-    for one in (E.score_each(gt, gt, m), E.score_each(gt, torch.where(m > .5, torch.nan, gt), m)):
+    for one in (metrics.score_each(gt, gt, m), metrics.score_each(gt, torch.where(m > .5, torch.nan, gt), m)):
         assert {k: v.tolist() for k, v in one.items() if k != "ssim"} == dict(l1=[0, 0], l1_hole=[0, 0], psnr=[100, 100], psnr_hole=[100, 100])
         torch.testing.assert_close(one["ssim"], torch.ones(2).double(), rtol=0, atol=1e-6)
-    shifted = E.score_each(gt, gt + 0.25, m)
+    shifted = metrics.score_each(gt, gt + 0.25, m)
     torch.testing.assert_close(shifted["l1_hole"], torch.full((2,), .25).double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(shifted["psnr_hole"], torch.full((2,), -20*math.log10(.25)).double(), rtol=0, atol=1e-4)
 
@@ -122,9 +130,9 @@ def test_identity_and_known_shift():
 def test_what_is_scored_is_what_a_file_holds(tmp_path):
     x = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))*1.4 - 0.2
     x[0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
-    Image.fromarray(to_array(E.as_saved(x))).save(tmp_path/"x.png")
+    Image.fromarray(to_array(metrics.as_saved(x))).save(tmp_path/"x.png")
     back = torch.from_numpy(np.array(Image.open(tmp_path/"x.png"))).permute(2, 0, 1).float().div(255)
-    assert torch.equal(E.as_saved(x), back) and back[0, 0, :3].tolist() == [0, 1, 0]
+    assert torch.equal(metrics.as_saved(x), back) and back[0, 0, :3].tolist() == [0, 1, 0]
 
 
 # Colour
@@ -146,8 +154,8 @@ SHARMA = """50 2.6772 -79.7751 50 0 -82.7485 2.0425; 50 3.1571 -77.2803 50 0 -82
 def test_ciede2000_on_the_published_pairs():
     rows = np.array([[float(o) for o in line.split()] for line in SHARMA.replace("\n", ";").split(";")])
     assert rows.shape == (34, 7)
-    np.testing.assert_allclose(E.ciede2000(rows[:, :3], rows[:, 3:6]), rows[:, 6], atol=5.1e-5)
-    np.testing.assert_allclose(E.ciede2000(rows[:, 3:6], rows[:, :3]), rows[:, 6], atol=5.1e-5)
+    np.testing.assert_allclose(artifacts.ciede2000(rows[:, :3], rows[:, 3:6]), rows[:, 6], atol=5.1e-5)
+    np.testing.assert_allclose(artifacts.ciede2000(rows[:, 3:6], rows[:, :3]), rows[:, 6], atol=5.1e-5)
 
 
 def test_lab_and_ciede2000_agree_with_scikit_image():
@@ -155,8 +163,8 @@ def test_lab_and_ciede2000_agree_with_scikit_image():
     rgb = np.random.default_rng(0).random((2, 50, 40, 3))
     rgb[0, 0, :5], rgb[1, 0, :5] = 0, np.linspace(0, 1, 5)[:, None]
     a, b = (color.rgb2lab(o) for o in rgb)
-    np.testing.assert_allclose(E.lab(rgb[0]), a, atol=1e-3)
-    np.testing.assert_allclose(E.ciede2000(a, b), color.deltaE_ciede2000(a, b), atol=1e-6)
+    np.testing.assert_allclose(artifacts.lab(rgb[0]), a, atol=1e-3)
+    np.testing.assert_allclose(artifacts.ciede2000(a, b), color.deltaE_ciede2000(a, b), atol=1e-6)
 
 
 # Measures on constructed pictures
@@ -170,32 +178,32 @@ def put(gt, hole, fill): return np.where(hole[..., None], np.clip(fill, 0, 1), g
 
 
 def test_a_seam_is_found_and_a_clean_picture_has_none():
-    clean = [E.seam(gt, hole) for _, _, gt, hole in cases()]
-    darker = [E.seam(put(gt, hole, gt*0.6), hole) for _, _, gt, hole in cases()]
+    clean = [artifacts.seam(gt, hole) for _, _, gt, hole in cases()]
+    darker = [artifacts.seam(put(gt, hole, gt*0.6), hole) for _, _, gt, hole in cases()]
     assert 0.85 < np.mean(clean) < 1.3 and max(clean) < 3
     assert min(d/c for d, c in zip(darker, clean)) > 1.5 and np.mean(darker) > 3
-    depth = lambda hole: np.clip(E.hole_depth(~hole)/40, 0, 1)[..., None]
-    fading = [E.seam(put(gt, hole, gt + 0.2*depth(hole)), hole) for _, _, gt, hole in cases()]
+    depth = lambda hole: np.clip(masks_module.hole_depth(~hole)/40, 0, 1)[..., None]
+    fading = [artifacts.seam(put(gt, hole, gt + 0.2*depth(hole)), hole) for _, _, gt, hole in cases()]
     assert max(abs(f - c) for f, c in zip(fading, clean)) < 0.5
 
 
 def test_seam_where_there_is_nothing_to_compare():
     flat, hole = np.full((20, 20, 3), .5), np.zeros((20, 20), bool)
-    assert math.isnan(E.seam(flat, hole)) and math.isnan(E.seam(flat, ~hole))
+    assert math.isnan(artifacts.seam(flat, hole)) and math.isnan(artifacts.seam(flat, ~hole))
     hole[5:9, 5:9] = True
-    assert E.seam(flat, hole) == 1
+    assert artifacts.seam(flat, hole) == 1
 
 
 def test_a_tint_is_found_and_wrong_details_are_none():
     for _, _, gt, hole in cases():
-        assert E.colour_mismatch(gt, gt, hole) == (0, 0)
-        mismatch, tint = E.colour_mismatch(gt, put(gt, hole, gt + [-.1, .1, -.1]), hole)
+        assert artifacts.colour_mismatch(gt, gt, hole) == (0, 0)
+        mismatch, tint = artifacts.colour_mismatch(gt, put(gt, hole, gt + [-.1, .1, -.1]), hole)
         assert mismatch > 5 and tint > 5
         shuffled = gt.copy()
         shuffled[hole] = np.random.default_rng(0).permutation(gt[hole])
-        mismatch, tint = E.colour_mismatch(gt, shuffled, hole)
+        mismatch, tint = artifacts.colour_mismatch(gt, shuffled, hole)
         assert tint < 1e-9 and mismatch > 2
-        assert E.colour_mismatch(gt, np.where(hole[..., None], gt, 0), hole) == (0, 0)
+        assert artifacts.colour_mismatch(gt, np.where(hole[..., None], gt, 0), hole) == (0, 0)
 
 
 def test_specks_are_found_where_they_were_put():
@@ -203,13 +211,13 @@ def test_specks_are_found_where_they_were_put():
     for name, _, gt, hole in cases():
         at = rng.permutation(np.flatnonzero(hole))[:20]
         comp = cv_blur(gt)
-        assert E.specks(comp, hole) == 0
+        assert artifacts.specks(comp, hole) == 0
         comp.reshape(-1, 3)[at] = np.eye(3)[rng.integers(3, size=len(at))]
         comp.reshape(-1, 3)[rng.permutation(np.flatnonzero(~hole))[:20]] = (1, 0, 0)  # outside, where nobody looks
-        found = np.flatnonzero(E.speck_map(comp, hole))
+        found = np.flatnonzero(artifacts.speck_map(comp, hole))
         assert len(np.intersect1d(found, at)) >= 18 and len(np.setdiff1d(found, at)) <= 2, name
-        assert math.isclose(E.specks(comp, hole), 100*len(found)/hole.sum())
-        assert not (E.speck_map(comp, hole) & ~hole).any()
+        assert math.isclose(artifacts.specks(comp, hole), 100*len(found)/hole.sum())
+        assert not (artifacts.speck_map(comp, hole) & ~hole).any()
 
 
 def cv_blur(gt):
@@ -218,7 +226,7 @@ def cv_blur(gt):
 
 
 def test_natural_pictures_have_few_specks():
-    assert np.mean([E.specks(gt, hole) for _, _, gt, hole in cases()]) < 1.5
+    assert np.mean([artifacts.specks(gt, hole) for _, _, gt, hole in cases()]) < 1.5
 
 
 def test_symmetry_of_mirrors_noise_and_flat():
@@ -227,24 +235,24 @@ def test_symmetry_of_mirrors_noise_and_flat():
     for f in faces(4, 96, seed=5):
         gt = hwc(f)
         mirrored, rng = put(gt, right, gt[:, ::-1]), np.random.default_rng(0)
-        assert math.isclose(E.symmetry(mirrored, right), 1) and E.symmetry(gt, right) < 0.999
-        assert E.symmetry(put(gt, right, mirrored*0.5), right) > 0.97
-        assert abs(E.symmetry(put(gt, right, rng.random(gt.shape)), right)) < 0.1
-        assert E.symmetry(put(gt, right, gt*0 + .3), right) == 0
+        assert math.isclose(artifacts.symmetry(mirrored, right), 1) and artifacts.symmetry(gt, right) < 0.999
+        assert artifacts.symmetry(put(gt, right, mirrored*0.5), right) > 0.97
+        assert abs(artifacts.symmetry(put(gt, right, rng.random(gt.shape)), right)) < 0.1
+        assert artifacts.symmetry(put(gt, right, gt*0 + .3), right) == 0
     both = np.zeros((96, 96), bool)
     both[30:60, 20:76] = True
-    assert math.isclose(E.symmetry(mirrored, both), 1)
-    assert math.isnan(E.symmetry(gt, np.eye(96, dtype=bool) & (np.arange(96) < 9)))
+    assert math.isclose(artifacts.symmetry(mirrored, both), 1)
+    assert math.isnan(artifacts.symmetry(gt, np.eye(96, dtype=bool) & (np.arange(96) < 9)))
 
 
 def test_depth_profile_is_the_error_by_distance():
     for _, _, gt, hole in cases():
-        steps = E.hole_depth(~hole)
-        profile = E.depth_profile(gt*0, np.repeat(steps[..., None]/100., 3, 2), hole)
-        for got, lo, hi in zip(profile, (0, *E.DEPTHS), (*E.DEPTHS, 10**6)):
+        steps = masks_module.hole_depth(~hole)
+        profile = artifacts.depth_profile(gt*0, np.repeat(steps[..., None]/100., 3, 2), hole)
+        for got, lo, hi in zip(profile, (0, *artifacts.DEPTHS), (*artifacts.DEPTHS, 10**6)):
             inside = steps[(steps > lo) & (steps <= hi)]
             assert math.isclose(got, inside.mean()/100) if len(inside) else math.isnan(got)
-    assert len(E.DEPTH_COLUMNS) == len(E.DEPTHS) + 1
+    assert len(artifacts.DEPTH_COLUMNS) == len(artifacts.DEPTHS) + 1
 
 
 def test_density_profile_is_the_error_by_the_share_of_hole_around():
@@ -253,34 +261,34 @@ def test_density_profile_is_the_error_by_the_share_of_hole_around():
         for y, x in zip(*hole.nonzero()):
             window = hole[max(y - side//2, 0):y + side//2 + 1, max(x - side//2, 0):x + side//2 + 1]
             dense[y, x] = 100*window.mean()
-        np.testing.assert_allclose(E.hole_density(hole)[hole], dense[hole], atol=1e-9)
-        profile = E.density_profile(gt*0, np.repeat(dense[..., None]/100, 3, 2), hole)
-        for got, lo, hi in zip(profile, (0, *E.DENSITIES), (*E.DENSITIES, 100)):
+        np.testing.assert_allclose(artifacts.hole_density(hole)[hole], dense[hole], atol=1e-9)
+        profile = artifacts.density_profile(gt*0, np.repeat(dense[..., None]/100, 3, 2), hole)
+        for got, lo, hi in zip(profile, (0, *artifacts.DENSITIES), (*artifacts.DENSITIES, 100)):
             inside = dense[hole & (dense.round(6) > lo) & (dense.round(6) <= hi)]
             assert math.isclose(got, inside.mean()/100) if len(inside) else math.isnan(got)
         if name == "rect": assert math.isnan(profile[0]) and profile[4] > 0.8  # a block is dense everywhere
-    assert len(E.DENSITY_COLUMNS) == len(E.DENSITIES) + 1
+    assert len(artifacts.DENSITY_COLUMNS) == len(artifacts.DENSITIES) + 1
 
 
 def test_density_tells_a_crowd_of_lines_from_a_line():
     hole = np.zeros((96, 96), bool)
     hole[:, 20], hole[:, 60:90:2] = True, True
     worse_in_the_crowd = np.where((np.arange(96) > 50)[None, :, None], 0.4, 0.1)*np.ones((96, 96, 3))
-    profile = E.density_profile(worse_in_the_crowd*0, worse_in_the_crowd, hole)
+    profile = artifacts.density_profile(worse_in_the_crowd*0, worse_in_the_crowd, hole)
     assert math.isclose(profile[0], 0.1) and math.isclose(profile[2], 0.4) and np.isnan(profile[3:]).all()
-    depth = E.depth_profile(worse_in_the_crowd*0, worse_in_the_crowd, hole)
+    depth = artifacts.depth_profile(worse_in_the_crowd*0, worse_in_the_crowd, hole)
     assert 0.1 < depth[0] < 0.4 and np.isnan(depth[1:]).all()  # every pixel is at depth 1
 
 
 def test_specks_by_density_add_up_and_are_where_they_were_put():
     for _, _, gt, hole in cases():
-        comp, dense = gt*0 + .5, E.hole_density(hole)
+        comp, dense = gt*0 + .5, artifacts.hole_density(hole)
         comp[hole & (dense > 60) & (np.indices(hole.shape).sum(0) % 5 == 0)] = (1, 0, 0)
-        profile = E.speck_profile(comp, hole)
-        n = [(hole & (dense.round(6) > lo) & (dense.round(6) <= hi)).sum() for lo, hi in zip((0, *E.DENSITIES), (*E.DENSITIES, 100))]
-        assert math.isclose(np.nansum(np.nan_to_num(profile)*n)/hole.sum(), E.specks(comp, hole), abs_tol=1e-9)
+        profile = artifacts.speck_profile(comp, hole)
+        n = [(hole & (dense.round(6) > lo) & (dense.round(6) <= hi)).sum() for lo, hi in zip((0, *artifacts.DENSITIES), (*artifacts.DENSITIES, 100))]
+        assert math.isclose(np.nansum(np.nan_to_num(profile)*n)/hole.sum(), artifacts.specks(comp, hole), abs_tol=1e-9)
         assert all(p == 0 or math.isnan(p) for p in profile[:3]) and (math.isnan(profile[4]) or profile[4] > 5)
-    assert len(E.SPECK_COLUMNS) == len(E.DENSITY_COLUMNS)
+    assert len(artifacts.SPECK_COLUMNS) == len(artifacts.DENSITY_COLUMNS)
 
 
 def spot(y, x, s, size=96): return np.exp(-((np.mgrid[:size, :size] - np.array([y, x])[:, None, None])**2).sum(0)/(2*s**2))[..., None]
@@ -289,80 +297,80 @@ def spot(y, x, s, size=96): return np.exp(-((np.mgrid[:size, :size] - np.array([
 def test_a_blob_is_found_where_specks_and_tint_see_nothing():
     rng = np.random.default_rng(2)
     for name, _, gt, hole in cases():
-        assert E.blobs(gt, gt, hole) == 0 and E.blobs(gt, np.where(hole[..., None], gt, 0), hole) == 0
+        assert artifacts.blobs(gt, gt, hole) == 0 and artifacts.blobs(gt, np.where(hole[..., None], gt, 0), hole) == 0
         if name not in ("blob", "rect"): continue
         base = gt*.5 + .25  # away from the ends of the range, so that nothing is clipped
         y, x = np.argwhere(hole).mean(0)
         blob = put(base, hole, base + spot(y - 8, x - 8, 6)*[-.15, .1, -.15] + spot(y + 8, x + 8, 6)*[.15, -.1, .15])
         tint, grain = put(base, hole, base + [-.05, .03, -.05]), put(base, hole, base + rng.choice([-1, 1], hole.shape)[..., None]*[.15, -.1, .15])
-        found = {k: E.blobs(base, v, hole) for k, v in dict(blob=blob, tint=tint, grain=grain).items()}
+        found = {k: artifacts.blobs(base, v, hole) for k, v in dict(blob=blob, tint=tint, grain=grain).items()}
         assert found["blob"] > 3 and found["tint"] < found["blob"]/5 and found["grain"] < found["blob"]/2, (name, found)
-        assert E.specks(blob, hole) <= E.specks(base, hole) + 1 and E.colour_mismatch(base, blob, hole)[1] < 4
-        assert math.isclose(E.blobs(base, base + (blob - base)/2, hole), found["blob"]/2, rel_tol=0.2)
+        assert artifacts.specks(blob, hole) <= artifacts.specks(base, hole) + 1 and artifacts.colour_mismatch(base, blob, hole)[1] < 4
+        assert math.isclose(artifacts.blobs(base, base + (blob - base)/2, hole), found["blob"]/2, rel_tol=0.2)
 
 
 def test_detail_of_the_truth_of_blur_and_of_other_places():
     for _, i, gt, hole in cases():
-        assert math.isclose(E.detail(gt, gt, hole), 1) and math.isclose(E.detail(gt, gt*0.9, hole), 1, abs_tol=0.02)
-        assert E.detail(gt, gt*0 + .5, hole) == 0 and E.detail(gt, 1 - gt, hole) < -.8
-        assert E.detail(gt, np.where(hole[..., None], gt, 0), hole) == 1 or math.isclose(E.detail(gt, np.where(hole[..., None], gt, 0), hole), 1)
-        blurred = E.detail(gt, cv_blur(gt), hole)
+        assert math.isclose(artifacts.detail(gt, gt, hole), 1) and math.isclose(artifacts.detail(gt, gt*0.9, hole), 1, abs_tol=0.02)
+        assert artifacts.detail(gt, gt*0 + .5, hole) == 0 and artifacts.detail(gt, 1 - gt, hole) < -.8
+        assert artifacts.detail(gt, np.where(hole[..., None], gt, 0), hole) == 1 or math.isclose(artifacts.detail(gt, np.where(hole[..., None], gt, 0), hole), 1)
+        blurred = artifacts.detail(gt, cv_blur(gt), hole)
         shuffled = gt.copy()
         shuffled[hole] = np.random.default_rng(i).permutation(gt[hole])
-        assert abs(E.detail(gt, shuffled, hole)) < 0.15 and E.detail(gt, shuffled, hole) < blurred < 0.95
-    assert math.isnan(E.detail(gt*0 + .3, gt, hole)) and math.isnan(E.detail(gt, gt, np.eye(96, dtype=bool) & (np.arange(96) < 9)))
+        assert abs(artifacts.detail(gt, shuffled, hole)) < 0.15 and artifacts.detail(gt, shuffled, hole) < blurred < 0.95
+    assert math.isnan(artifacts.detail(gt*0 + .3, gt, hole)) and math.isnan(artifacts.detail(gt, gt, np.eye(96, dtype=bool) & (np.arange(96) < 9)))
 
 
 def test_texture_profile_sorts_by_the_truth():
     gt, hole = np.full((40, 40, 3), .5), np.ones((40, 40), bool)
     gt[:, 20:] += .45*np.where(np.indices((40, 20)).sum(0) % 2, -1, 1)[..., None]
     comp = gt + np.where((np.arange(40) < 20)[None, :, None], .01, .04)
-    profile = E.texture_profile(gt, comp, hole)
+    profile = artifacts.texture_profile(gt, comp, hole)
     assert math.isclose(profile[0], .01) and np.isnan(profile[1:3]).all() and .03 < profile[3] <= .04
-    assert E.texture(gt)[:, :18].max() < 1e-6 and np.allclose(E.texture(gt)[5:35, 25:35], 45, atol=0.1)
+    assert artifacts.texture(gt)[:, :18].max() < 1e-6 and np.allclose(artifacts.texture(gt)[5:35, 25:35], 45, atol=0.1)
 
 
 def test_records_of_before_the_profiles_are_still_shown(pairs, tmp_path):
-    r = E.evaluate([E.baseline(k, pairs) for k in ("telea", "mean", "truth")], pairs, tmp_path/"s.json", progress=False)
-    new = ("blobs", "detail", *E.DENSITY_COLUMNS, *E.SPECK_COLUMNS, *E.TEXTURE_COLUMNS)
-    assert all(set(o["methods"]["mean"]) & set(E.PROFILES) for o in r["rows"] if o["border"] == "any")
-    assert not any(set(o[k]["mean"]) & set(E.PROFILES) for o in r["rows"] if o["border"] != "any" for k in ("methods", "against"))
+    r = evaluation.evaluate([evaluation.baseline(k, pairs) for k in ("telea", "mean", "truth")], pairs, tmp_path/"s.json", progress=False)
+    new = ("blobs", "detail", *artifacts.DENSITY_COLUMNS, *artifacts.SPECK_COLUMNS, *artifacts.TEXTURE_COLUMNS)
+    assert all(set(o["methods"]["mean"]) & set(artifacts.PROFILES) for o in r["rows"] if o["border"] == "any")
+    assert not any(set(o[k]["mean"]) & set(artifacts.PROFILES) for o in r["rows"] if o["border"] != "any" for k in ("methods", "against"))
     old = json.loads(json.dumps(r))
     for o in old["rows"]:
         for v in (*o["methods"].values(), *o["against"].values()):
             for k in new: v.pop(k, None)
     for k in ("blobs", "detail"): del old["columns"][k]
-    assert "blobs" in E.report(r) and "blobs" not in E.report(old) and len(E.report(old)) > 500
-    E.record_figure(old)
+    assert "blobs" in evaluation.report(r) and "blobs" not in evaluation.report(old) and len(evaluation.report(old)) > 500
+    evaluation.record_figure(old)
 
 
 def test_a_csv_of_other_columns_is_refused(pairs, tmp_path):
-    (tmp_path/"s.csv").write_text(",".join((*E.KEYS, *E.METRICS, "lpips")) + "\n")
+    (tmp_path/"s.csv").write_text(",".join((*evaluation.KEYS, *metrics.METRICS, "lpips")) + "\n")
     with pytest.raises(InputError, match="is not a table of this command; choose another --out"):
-        E.evaluate([E.baseline("telea")], pairs, tmp_path/"s.json", progress=False)
+        evaluation.evaluate([evaluation.baseline("telea")], pairs, tmp_path/"s.json", progress=False)
 
 
 def test_measure_has_every_column_and_sees_the_hole_only():
     gt, m = faces(1, 64)[0], torch.from_numpy(stroke_mask(np.random.default_rng(3), 64)).float()[None]
-    clean = E.measure(gt, gt, m)
-    assert set(clean) == {*E.MEASURES, *E.PROFILES} and clean["colour"] == clean["tint"] == clean["depth_1"] == 0
-    assert {*E.METRICS, *clean, "lpips"} == set(E.COLUMNS)
+    clean = artifacts.measure(gt, gt, m)
+    assert set(clean) == {*artifacts.MEASURES, *artifacts.PROFILES} and clean["colour"] == clean["tint"] == clean["depth_1"] == 0
+    assert {*metrics.METRICS, *clean, "lpips"} == set(artifacts.COLUMNS)
 
 
 # Statistics
 
 def test_paired_is_about_the_same_pictures():
     a = torch.tensor([10., 20, 30])
-    assert E.paired(a + 1, a) == (1., 0.) and E.paired(a[:1], a[:1])[1] == math.inf
+    assert intervals.paired(a + 1, a) == (1., 0.) and intervals.paired(a[:1], a[:1])[1] == math.inf
 
 
 def test_bucket_table_covers_every_mask_once():
     gt, m = faces(24), masks(24, kind="stroke")
-    fills = dict(mean=E.mean_fill(gt, m), telea=E.telea_fill(gt, m))
-    rows, whole = E.bucket_table(gt, m, fills), E.score_row(gt, m, fills)
+    fills = dict(mean=metrics.mean_fill(gt, m), telea=metrics.telea_fill(gt, m))
+    rows, whole = intervals.bucket_table(gt, m, fills), intervals.score_row(gt, m, fills)
     assert sum(r["n"] for r in rows) == 24
     for k in fills:
-        for q in E.METRICS: assert math.isclose(sum(r["n"]*r["methods"][k][q] for r in rows)/24, whole["methods"][k][q], abs_tol=1e-4)
+        for q in metrics.METRICS: assert math.isclose(sum(r["n"]*r["methods"][k][q] for r in rows)/24, whole["methods"][k][q], abs_tol=1e-4)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
@@ -371,20 +379,20 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     for k in range(200):
         values, groups = (rng.normal(size=(12, 1)) + 0.3*rng.normal(size=(12, 5))).reshape(-1, 1), np.repeat(np.arange(12), 5)
         for j, g in enumerate((groups, np.arange(60))):
-            _, lo, hi = E.bootstrap(values, g, seed=k, draws=300)[0]
+            _, lo, hi = intervals.bootstrap(values, g, seed=k, draws=300)[0]
             hits[j] += lo <= 0 <= hi
     assert 0.86 < hits[0]/200 < 0.99 and hits[1]/200 < 0.75
 
 
 def test_bootstrap_of_missing_values_and_single_pictures():
     values = np.array([[1., np.nan], [3., 5.], [5., np.nan]])
-    out = E.bootstrap(values, ["a", "b", "c"])
+    out = intervals.bootstrap(values, ["a", "b", "c"])
     assert out[:, 0].tolist() == [3, 5] and out[1].tolist() == [5, 5, 5] and out[0, 1] < 3 < out[0, 2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one = E.bootstrap(values[:1], ["a"])
+        one = intervals.bootstrap(values[:1], ["a"])
     assert one[0, 0] == 1 and np.isnan(one[:, 1:]).all() and np.isnan(one[1, 0])
-    assert np.array_equal(E.bootstrap(values, list("abc"), 7), E.bootstrap(values, list("abc"), 7), equal_nan=True)
+    assert np.array_equal(intervals.bootstrap(values, list("abc"), 7), intervals.bootstrap(values, list("abc"), 7), equal_nan=True)
 
 
 # Pairs
@@ -392,49 +400,49 @@ def test_bootstrap_of_missing_values_and_single_pictures():
 def test_lists_are_beginnings_of_longer_lists():
     strata = np.random.default_rng(0).integers(5, size=60)
     for n in (1, 7, 60, 150):
-        assert E.pair_up(13, n).tolist() == E.pair_up(13, 200)[:n].tolist()
-        assert E.mask_order(strata, n).tolist() == E.mask_order(strata, 200)[:n].tolist()
-    assert sorted(E.pair_up(13, 13)) == list(range(13)) and sorted(E.mask_order(strata, 60)) == list(range(60))
-    assert E.pair_up(13, 13).tolist() != E.pair_up(13, 13, 1).tolist() and E.mask_order(strata, 60).tolist() != E.mask_order(strata, 60, 1).tolist()
+        assert pairs_module.pair_up(13, n).tolist() == pairs_module.pair_up(13, 200)[:n].tolist()
+        assert pairs_module.mask_order(strata, n).tolist() == pairs_module.mask_order(strata, 200)[:n].tolist()
+    assert sorted(pairs_module.pair_up(13, 13)) == list(range(13)) and sorted(pairs_module.mask_order(strata, 60)) == list(range(60))
+    assert pairs_module.pair_up(13, 13).tolist() != pairs_module.pair_up(13, 13, 1).tolist() and pairs_module.mask_order(strata, 60).tolist() != pairs_module.mask_order(strata, 60, 1).tolist()
     for n in range(1, 61):
-        for s in range(5): assert abs((strata[E.mask_order(strata, n)] == s).sum() - n*(strata == s).mean()) < 2
+        for s in range(5): assert abs((strata[pairs_module.mask_order(strata, n)] == s).sum() - n*(strata == s).mean()) < 2
 
 
 def test_pairs_are_the_same_again_and_depend_on_every_pixel(pictures):
     where = dict(faces=pictures/"faces", masks=pictures/"masks", hole="white", size=32)
-    a = E.open_pairs(**where)
-    assert len(a) == 24 and a.sha256 == E.open_pairs(**where).sha256 and a.keys[:5] == E.open_pairs(**where, limit=5).keys
-    assert len({a.sha256, E.open_pairs(**where, seed=1).sha256, E.open_pairs(**where, limit=23).sha256, E.open_pairs(**where | dict(size=33)).sha256}) == 4
-    with pytest.warns(MaskWarning): assert E.open_pairs(**where | dict(hole="black")).sha256 != a.sha256
+    a = pairs_module.open_pairs(**where)
+    assert len(a) == 24 and a.sha256 == pairs_module.open_pairs(**where).sha256 and a.keys[:5] == pairs_module.open_pairs(**where, limit=5).keys
+    assert len({a.sha256, pairs_module.open_pairs(**where, seed=1).sha256, pairs_module.open_pairs(**where, limit=23).sha256, pairs_module.open_pairs(**where | dict(size=33)).sha256}) == 4
+    with pytest.warns(MaskWarning): assert pairs_module.open_pairs(**where | dict(hole="black")).sha256 != a.sha256
     gt, m = a.batch([3, 8])
     assert torch.equal(m[1], a.bank[a.mask_at[8]]) and torch.equal(gt[0], a.faces[a.face_at[3]])
     im = np.array(Image.open(pictures/"faces/7.png"))
     im[0, 0, 0] ^= 1
     Image.fromarray(im).save(pictures/"faces/7.png")
-    assert E.open_pairs(**where).sha256 != a.sha256
+    assert pairs_module.open_pairs(**where).sha256 != a.sha256
 
 
 def test_which_faces(pictures):
     where = dict(masks="mixed", size=32)
-    assert E.open_pairs(pictures/"faces", **where, limit=3).info["faces"]["which"] == "all"
-    ids = {int(E.stem(p.faces.ids[i])) for p in [E.open_pairs(pictures/"faces", **where, valid="20-23", limit=9)] for i in p.face_at}
+    assert pairs_module.open_pairs(pictures/"faces", **where, limit=3).info["faces"]["which"] == "all"
+    ids = {int(pairs_module.stem(p.faces.ids[i])) for p in [pairs_module.open_pairs(pictures/"faces", **where, valid="20-23", limit=9)] for i in p.face_at}
     assert ids == {20, 21, 22, 23}
-    with pytest.raises(InputError, match="what marks the hole"): E.open_pairs("drawn", pictures/"masks", size=32)
+    with pytest.raises(InputError, match="what marks the hole"): pairs_module.open_pairs("drawn", pictures/"masks", size=32)
     MaskBank.make(3, 48).save(pictures/"bank.npz")
-    with pytest.raises(InputError, match="give --size 48"): E.open_pairs("drawn", pictures/"bank.npz", size=32)
-    assert len(E.open_pairs("drawn", pictures/"bank.npz", size=48, limit=7)) == 7
+    with pytest.raises(InputError, match="give --size 48"): pairs_module.open_pairs("drawn", pictures/"bank.npz", size=32)
+    assert len(pairs_module.open_pairs("drawn", pictures/"bank.npz", size=48, limit=7)) == 7
 
 
 def test_pairs_by_name(pictures):
-    p = E.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
-    assert [E.stem(p.faces.ids[i]) for i in p.face_at] == [str(i) for i in range(24)] == [E.stem(p.bank.names[i]) for i in p.mask_at]
+    p = pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
+    assert [pairs_module.stem(p.faces.ids[i]) for i in p.face_at] == [str(i) for i in range(24)] == [pairs_module.stem(p.bank.names[i]) for i in p.mask_at]
     for f in (pictures/"masks").iterdir(): f.rename(f.with_name("m" + f.name))
-    with pytest.raises(InputError, match="share a name"): E.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
+    with pytest.raises(InputError, match="share a name"): pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
 
 
 def test_parts_hold_every_pair_once():
     ratios, border = [0.005, 0.05, 0.1, 0.15, 0.59, 0.7], [0, 1, 0, 1, 0, 1]
-    parts = {(name, touch): at.tolist() for name, touch, at in E.parts_of(ratios, border)}
+    parts = {(name, touch): at.tolist() for name, touch, at in evaluation.parts_of(ratios, border)}
     assert all(parts["all", "any"]) and parts["all", "with"] == [bool(b) for b in border]
     assert parts["other", "any"] == [True, False, False, False, False, True] and parts["0.01 to 0.1", "any"] == [False, True, True, False, False, False]
     assert np.sum([at for (name, touch), at in parts.items() if touch == "any" and name != "all"], 0).tolist() == [1]*6
@@ -447,93 +455,93 @@ def method(name="half", value=0.5, seen=None):
     def fill(inp, m, numbers):
         if seen is not None: seen.append((list(numbers), float(inp[m.expand_as(inp) < .5].abs().max())))
         return torch.full_like(inp, value)
-    return E.Method(name, name, fill, f"hash of {value}")
+    return evaluation.Method(name, name, fill, f"hash of {value}")
 
 
 def test_record_has_the_plain_means_and_no_path(pairs, tmp_path):
-    r = E.evaluate([E.baseline(k, pairs) for k in ("telea", "mean", "truth")], pairs, tmp_path/"s.json", progress=False)
+    r = evaluation.evaluate([evaluation.baseline(k, pairs) for k in ("telea", "mean", "truth")], pairs, tmp_path/"s.json", progress=False)
     gt, m = pairs.batch(range(20))
-    row, each = E.row_of(r), {k: E.score_each(gt, E.as_saved(f(gt, m)), m) for k, f in dict(telea=E.telea_fill, mean=E.mean_fill).items()}
+    row, each = evaluation.row_of(r), {k: metrics.score_each(gt, metrics.as_saved(f(gt, m)), m) for k, f in dict(telea=metrics.telea_fill, mean=metrics.mean_fill).items()}
     for k in each:
-        for q in E.METRICS: assert math.isclose(row["methods"][k][q][0], each[k][q].mean(), rel_tol=2e-5)
-    assert math.isclose(row["against"]["mean"]["psnr"][0], E.paired(each["mean"]["psnr"], each["telea"]["psnr"])[0], rel_tol=1e-4)
+        for q in metrics.METRICS: assert math.isclose(row["methods"][k][q][0], each[k][q].mean(), rel_tol=2e-5)
+    assert math.isclose(row["against"]["mean"]["psnr"][0], intervals.paired(each["mean"]["psnr"], each["telea"]["psnr"])[0], rel_tol=1e-4)
     assert all(v[1] <= v[0] <= v[2] for s in row["methods"].values() for v in s.values())
     assert row["methods"]["truth"]["psnr"] == [100, 100, 100] and r["against"] == "telea" and r["pairs_sha256"] == pairs.sha256
     assert json.loads((tmp_path/"s.json").read_text()) == r and str(tmp_path) not in (tmp_path/"s.json").read_text()
     assert sum(o["n"] for o in r["rows"] if o["border"] == "any" and o["part"] != "all") == 20
-    assert all(E.row_of(r, o["part"])["n"] == sum(q["n"] for q in r["rows"] if q["part"] == o["part"] and q["border"] != "any") for o in r["rows"])
+    assert all(evaluation.row_of(r, o["part"])["n"] == sum(q["n"] for q in r["rows"] if q["part"] == o["part"] and q["border"] != "any") for o in r["rows"])
     assert {p.name for p in tmp_path.iterdir()} == {"s.json", "s.csv", "s.md", "s.png"}
     assert len((tmp_path/"s.json").read_text().splitlines()) < 4000
 
 
 def test_tables_are_complete(pairs, tmp_path):
-    r = E.evaluate([E.baseline(k) for k in ("telea", "mean")], pairs, tmp_path/"s.json", progress=False, notes=["LPIPS not measured: because"])
-    text, md = E.report(r), (tmp_path/"s.md").read_text()
+    r = evaluation.evaluate([evaluation.baseline(k) for k in ("telea", "mean")], pairs, tmp_path/"s.json", progress=False, notes=["LPIPS not measured: because"])
+    text, md = evaluation.report(r), (tmp_path/"s.md").read_text()
     assert "LPIPS not measured: because" in text and "LPIPS not measured: because" in md and pairs.sha256[:12] in text
-    for lo, hi in BUCKETS: assert (f"{lo:g} to {hi:g}" in text) == (E.row_of(r, f"{lo:g} to {hi:g}") is not None)
-    assert len({len(o) for o in E.bucket_rows(r)}) == 1 and "mean colour − Telea" in E.bucket_rows(r)[0]
+    for lo, hi in BUCKETS: assert (f"{lo:g} to {hi:g}" in text) == (evaluation.row_of(r, f"{lo:g} to {hi:g}") is not None)
+    assert len({len(o) for o in evaluation.bucket_rows(r)}) == 1 and "mean colour − Telea" in evaluation.bucket_rows(r)[0]
     assert sum(o.startswith("| ---") for o in md.splitlines()) == 4 and "hole ratio" in text
 
 
 def test_methods_never_see_the_hole_and_few_pictures_at_once(pairs, tmp_path):
     seen = []
-    E.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
+    evaluation.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
     assert sorted(i for n, _ in seen for i in n) == list(range(20)) and all(v == 0 and len(n) <= 16 for n, v in seen)
-    big, seen = E.open_pairs(size=512, limit=5), []
-    E.run_methods([method(seen=seen)], big, E.Results(tmp_path/"big.csv"), progress=False)
+    big, seen = pairs_module.open_pairs(size=512, limit=5), []
+    evaluation.run_methods([method(seen=seen)], big, evaluation.Results(tmp_path/"big.csv"), progress=False)
     assert max(len(n) for n, _ in seen) == 4
 
 
 def test_nan_is_counted_and_scored_as_black(pairs, tmp_path):
-    r = E.evaluate([method("nan", math.nan), method("black", 0.)], pairs, tmp_path/"s.json", progress=False)
-    rows = E.row_of(r)["methods"]
+    r = evaluation.evaluate([method("nan", math.nan), method("black", 0.)], pairs, tmp_path/"s.json", progress=False)
+    rows = evaluation.row_of(r)["methods"]
     assert rows["nan"] == rows["black"] and r["methods"]["black"]["broken_values"] == 0
     assert r["methods"]["nan"]["broken_values"] == 3*sum((pairs.batch([i])[1] == 0).sum().item() for i in range(20))
-    assert "NaN or infinite" in E.report(r)
+    assert "NaN or infinite" in evaluation.report(r)
 
 
 def test_again_computes_nothing_and_another_network_everything(pairs, tmp_path):
     seen = []
-    first = E.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
+    first = evaluation.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
     n = len(seen)
-    again = E.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
+    again = evaluation.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
     assert len(seen) == n and again["rows"] == first["rows"]
-    other = E.evaluate([method(value=0.2, seen=seen)], pairs, tmp_path/"s.json", progress=False)
+    other = evaluation.evaluate([method(value=0.2, seen=seen)], pairs, tmp_path/"s.json", progress=False)
     assert len(seen) == 2*n and other["rows"] != first["rows"]
-    more = E.evaluate([E.baseline("telea")], pairs, tmp_path/"s.json", progress=False)
-    assert list(more["methods"]) == ["half", "telea"] and E.row_of(more)["methods"]["half"] == E.row_of(other)["methods"]["half"]
+    more = evaluation.evaluate([evaluation.baseline("telea")], pairs, tmp_path/"s.json", progress=False)
+    assert list(more["methods"]) == ["half", "telea"] and evaluation.row_of(more)["methods"]["half"] == evaluation.row_of(other)["methods"]["half"]
 
 
 def test_longer_list_goes_on_from_a_shorter_one(pairs, tmp_path):
     seen = []
-    E.evaluate([method(seen=seen)], E.open_pairs(size=32, limit=12), tmp_path/"s.json", progress=False)
-    r = E.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
-    assert sorted(i for n, _ in seen for i in n) == list(range(20)) and E.row_of(r)["n"] == 20
-    shorter = E.evaluate([method(seen=seen)], E.open_pairs(size=32, limit=12), tmp_path/"s.json", progress=False)
-    assert sum(len(n) for n, _ in seen) == 20 and E.row_of(shorter)["n"] == 12
+    evaluation.evaluate([method(seen=seen)], pairs_module.open_pairs(size=32, limit=12), tmp_path/"s.json", progress=False)
+    r = evaluation.evaluate([method(seen=seen)], pairs, tmp_path/"s.json", progress=False)
+    assert sorted(i for n, _ in seen for i in n) == list(range(20)) and evaluation.row_of(r)["n"] == 20
+    shorter = evaluation.evaluate([method(seen=seen)], pairs_module.open_pairs(size=32, limit=12), tmp_path/"s.json", progress=False)
+    assert sum(len(n) for n, _ in seen) == 20 and evaluation.row_of(shorter)["n"] == 12
 
 
 def test_other_pairs_are_never_mixed_in(pairs, tmp_path):
-    E.evaluate([method()], pairs, tmp_path/"a.json", progress=False)
-    other = E.open_pairs(size=32, limit=20, seed=1)
-    with pytest.raises(InputError, match="other pairs"): E.evaluate([method()], other, tmp_path/"a.json", progress=False)
-    E.evaluate([method("b")], other, tmp_path/"b.json", progress=False)
-    with pytest.raises(InputError, match="other pairs"): E.join([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"c.json")
-    with pytest.raises(InputError, match="same name"): E.evaluate([method(), method()], pairs, tmp_path/"d.json", progress=False)
+    evaluation.evaluate([method()], pairs, tmp_path/"a.json", progress=False)
+    other = pairs_module.open_pairs(size=32, limit=20, seed=1)
+    with pytest.raises(InputError, match="other pairs"): evaluation.evaluate([method()], other, tmp_path/"a.json", progress=False)
+    evaluation.evaluate([method("b")], other, tmp_path/"b.json", progress=False)
+    with pytest.raises(InputError, match="other pairs"): evaluation.join_records([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"c.json")
+    with pytest.raises(InputError, match="same name"): evaluation.evaluate([method(), method()], pairs, tmp_path/"d.json", progress=False)
     (tmp_path/"e.csv").write_text("face,psnr\nme,3\n")
-    with pytest.raises(InputError, match="choose another --out"): E.evaluate([method()], pairs, tmp_path/"e.json", progress=False)
+    with pytest.raises(InputError, match="choose another --out"): evaluation.evaluate([method()], pairs, tmp_path/"e.json", progress=False)
     assert (tmp_path/"e.csv").read_text() == "face,psnr\nme,3\n"
 
 
 def test_join_is_the_evaluation_of_both(pairs, tmp_path):
     a, b = method("a", .3), method("b", .6)
-    for k in (a, b): E.evaluate([k], pairs, tmp_path/f"{k.name}.json", progress=False)
-    both = E.evaluate([a, b], pairs, tmp_path/"both.json", against="b", progress=False)
-    joined = E.join([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"ab.json", against="b")
+    for k in (a, b): evaluation.evaluate([k], pairs, tmp_path/f"{k.name}.json", progress=False)
+    both = evaluation.evaluate([a, b], pairs, tmp_path/"both.json", against="b", progress=False)
+    joined = evaluation.join_records([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"ab.json", against="b")
     assert joined["rows"] == both["rows"] and joined["methods"] == both["methods"]
-    with pytest.raises(InputError, match="no method 'c'"): E.join([tmp_path/"a.json"], tmp_path/"x.json", against="c")
+    with pytest.raises(InputError, match="no method 'c'"): evaluation.join_records([tmp_path/"a.json"], tmp_path/"x.json", against="c")
     (tmp_path/"a.csv").write_text((tmp_path/"a.csv").read_text().rsplit("\n", 2)[0] + "\n")
-    with pytest.raises(InputError, match="lacks rows of a"): E.join([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"ab.json")
+    with pytest.raises(InputError, match="lacks rows of a"): evaluation.join_records([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"ab.json")
 
 
 KILLED = """
@@ -553,26 +561,26 @@ def test_killed_and_gone_on_is_the_same(pairs, tmp_path):
     assert text.count("\n") == 17
     (tmp_path/"s.csv").write_text(text + "telea,abc,16,1e")  # torn in the middle of a line
     count = []
-    r = E.evaluate([E.baseline("telea"), E.baseline("mean")], pairs, tmp_path/"s.json", progress=lambda done, total: count.append(done))
+    r = evaluation.evaluate([evaluation.baseline("telea"), evaluation.baseline("mean")], pairs, tmp_path/"s.json", progress=lambda done, total: count.append(done))
     assert count == [20, 36, 40]
-    whole = E.evaluate([E.baseline("telea"), E.baseline("mean")], pairs, tmp_path/"t.json", progress=False)
+    whole = evaluation.evaluate([evaluation.baseline("telea"), evaluation.baseline("mean")], pairs, tmp_path/"t.json", progress=False)
     assert r["rows"] == whole["rows"] and sorted((tmp_path/"s.csv").read_text().splitlines()) == sorted((tmp_path/"t.csv").read_text().splitlines())
 
 
 def test_a_torn_line_is_dropped_even_when_it_looks_whole(tmp_path):
     "A number that lost its last digits is still a number: only a line that ends counts. Each added line is on the disk."
-    row = E.csv_line(dict(method="a", pair=1, psnr=20., lpips=0.123))
-    E.Results(tmp_path/"t.csv").add([E.csv_line(dict(method="a", pair=0, psnr=10.))])
+    row = evaluation.csv_line(dict(method="a", pair=1, psnr=20., lpips=0.123))
+    evaluation.Results(tmp_path/"t.csv").add([evaluation.csv_line(dict(method="a", pair=0, psnr=10.))])
     (tmp_path/"t.csv").write_text((tmp_path/"t.csv").read_text() + row[:-1])
-    again = E.Results(tmp_path/"t.csv")
+    again = evaluation.Results(tmp_path/"t.csv")
     assert again.row("a", 0)["psnr"] == "10" and again.row("a", 1) is None and (tmp_path/"t.csv").read_text().endswith("\n")
 
 
 def test_full_disk_is_one_line(pairs, tmp_path, monkeypatch):
-    results = E.Results(tmp_path/"t.csv")
-    monkeypatch.setattr(E.os, "fsync", lambda f: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"): results.add([E.csv_line(dict(method="a", pair=0))])
-    with pytest.raises(InputError, match="No space left.*free some space"): E.evaluate([method()], pairs, tmp_path/"s.json", progress=False)
+    results = evaluation.Results(tmp_path/"t.csv")
+    monkeypatch.setattr(evaluation.os, "fsync", lambda f: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"): results.add([evaluation.csv_line(dict(method="a", pair=0))])
+    with pytest.raises(InputError, match="No space left.*free some space"): evaluation.evaluate([method()], pairs, tmp_path/"s.json", progress=False)
 
 
 # Networks and other people's pictures
@@ -590,28 +598,28 @@ def run(tmp_path):
 
 def test_network_is_the_network(run, pairs):
     folder, model = run
-    k = E.network(folder)
+    k = evaluation.network(folder)
     gt, m = pairs.batch([0, 1])
     with torch.no_grad(): expect = model(gt*m, m)
     torch.testing.assert_close(k.fill(gt*m, m, [0, 1]), expect, rtol=1e-4, atol=1e-5)
-    assert k.name == "tiny" == E.network(folder/"model.safetensors").name and E.network(folder, "x").name == "x"
-    assert k.sha256 == E.network(folder/"model.safetensors").sha256 != E.model_method(PConvUNet(depth=3, width=4)).sha256
-    with pytest.raises(InputError, match="no such file"): E.network(folder/"nothing")
+    assert k.name == "tiny" == evaluation.network(folder/"model.safetensors").name and evaluation.network(folder, "x").name == "x"
+    assert k.sha256 == evaluation.network(folder/"model.safetensors").sha256 != evaluation.model_method(PConvUNet(depth=3, width=4)).sha256
+    with pytest.raises(InputError, match="no such file"): evaluation.network(folder/"nothing")
 
 
 def test_outputs_by_number_and_by_face(pairs, pictures):
-    E.save_pairs(pairs, pictures/"p")
+    evaluation.save_pairs(pairs, pictures/"p")
     gt, m = pairs.batch(range(20))
-    truth, blacked = E.outputs(pictures/"p/images", pairs), E.outputs(pictures/"p/inputs", pairs, "black")
+    truth, blacked = evaluation.outputs(pictures/"p/images", pairs), evaluation.outputs(pictures/"p/inputs", pairs, "black")
     assert torch.equal(truth.fill(gt*m, m, range(20)), gt) and torch.equal(blacked.fill(gt*m, m, [3]), (gt*m)[3:4])
-    back = E.open_pairs(pictures/"p/images", pictures/"p/masks", "white", size=32, by_name=True)
+    back = pairs_module.open_pairs(pictures/"p/images", pictures/"p/masks", "white", size=32, by_name=True)
     assert back.sha256 == pairs.sha256, "the questions that were saved are the same questions"
-    named = E.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
-    assert torch.equal(E.outputs(pictures/"faces", named).fill(*named.batch([5]), [5]), named.batch([5])[0])
+    named = pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
+    assert torch.equal(evaluation.outputs(pictures/"faces", named).fill(*named.batch([5]), [5]), named.batch([5])[0])
     (pictures/"p/images/00007.png").unlink()
-    with pytest.raises(InputError, match="no picture '00007'"): E.outputs(pictures/"p/images", pairs)
-    big = E.open_pairs(pictures/"faces", pictures/"masks", "white", size=48, by_name=True)
-    with pytest.raises(InputError, match="give --size 32"): E.outputs(pictures/"faces", big).fill(*big.batch([0]), [0])
+    with pytest.raises(InputError, match="no picture '00007'"): evaluation.outputs(pictures/"p/images", pairs)
+    big = pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", size=48, by_name=True)
+    with pytest.raises(InputError, match="give --size 32"): evaluation.outputs(pictures/"faces", big).fill(*big.batch([0]), [0])
 
 
 # LPIPS, FID, KID
@@ -621,15 +629,15 @@ def no_weights(tmp_path, monkeypatch): monkeypatch.setattr(torch.hub, "get_dir",
 
 
 def test_without_weights_one_line_says_so(no_weights, pairs, tmp_path, monkeypatch):
-    f, why = E.open_lpips("alex")
+    f, why = evaluation.open_lpips("alex")
     assert f is None and "LPIPS not measured: alexnet-owt-7be5be79.pth" in why
-    assert E.open_lpips("none") == (None, None)
-    with pytest.raises(InputError, match="choose from alex"): E.open_lpips("resnet")
-    f, why = E.open_inception()
+    assert evaluation.open_lpips("none") == (None, None)
+    with pytest.raises(InputError, match="choose from alex"): evaluation.open_lpips("resnet")
+    f, why = evaluation.open_inception()
     assert f is None and why.startswith("FID and KID not measured")
     monkeypatch.setitem(sys.modules, "torch_fidelity", type(sys)("torch_fidelity"))
     sys.modules["torch_fidelity"].__spec__ = sys.__spec__
-    assert "inception" in E.open_inception()[1]
+    assert "inception" in evaluation.open_inception()[1]
 
 
 def test_lpips_of_random_weights_goes_through(pairs, tmp_path):
@@ -637,17 +645,17 @@ def test_lpips_of_random_weights_goes_through(pairs, tmp_path):
     from torchmetrics.functional.image.lpips import _NoTrainLpips
     torch.manual_seed(0)
     net = _NoTrainLpips(net="alex", pnet_rand=True)
-    lpips, pairs = E.lpips_of(net), E.open_pairs(size=64, limit=6)
-    methods = [E.baseline(k, pairs) for k in ("truth", "telea", "mean")]
-    E.evaluate(methods, pairs, tmp_path/"s.json", progress=False)
+    lpips, pairs = evaluation.lpips_of(net), pairs_module.open_pairs(size=64, limit=6)
+    methods = [evaluation.baseline(k, pairs) for k in ("truth", "telea", "mean")]
+    evaluation.evaluate(methods, pairs, tmp_path/"s.json", progress=False)
     count = []
-    r = E.evaluate(methods, pairs, tmp_path/"s.json", lpips=lpips, progress=lambda done, total: count.append(done))
-    values = {k: v["lpips"][0] for k, v in E.row_of(r)["methods"].items()}
+    r = evaluation.evaluate(methods, pairs, tmp_path/"s.json", lpips=lpips, progress=lambda done, total: count.append(done))
+    values = {k: v["lpips"][0] for k, v in evaluation.row_of(r)["methods"].items()}
     assert values["truth"] == 0 < values["telea"] and values["mean"] > 0 and count[-1] == 18
     gt, m = pairs.batch([2])
-    assert math.isclose(float(E.Results(tmp_path/"s.csv").row("telea", 2)["lpips"]), lpips(E.as_saved(E.telea_fill(gt, m)), gt).item(), rel_tol=1e-3)
-    assert "LPIPS" in E.report(r)
-    comp = E.as_saved(E.telea_fill(gt, m))
+    assert math.isclose(float(evaluation.Results(tmp_path/"s.csv").row("telea", 2)["lpips"]), lpips(metrics.as_saved(metrics.telea_fill(gt, m)), gt).item(), rel_tol=1e-3)
+    assert "LPIPS" in evaluation.report(r)
+    comp = metrics.as_saved(metrics.telea_fill(gt, m))
     torch.testing.assert_close(lpips(comp, gt), net(2*comp - 1, 2*gt - 1).reshape(-1), rtol=1e-5, atol=1e-8)  # it wants -1..1
 
 
@@ -659,16 +667,16 @@ class Quarters(torch.nn.Module):
 
 
 def test_fid_and_kid_with_a_stand_in(pairs, tmp_path):
-    methods = [E.baseline(k, pairs) for k in ("truth", "mean")]
-    r = E.evaluate(methods, pairs, tmp_path/"s.json", inception=Quarters(), progress=False)
+    methods = [evaluation.baseline(k, pairs) for k in ("truth", "mean")]
+    r = evaluation.evaluate(methods, pairs, tmp_path/"s.json", inception=Quarters(), progress=False)
     d = r["distances"]
     assert abs(d["truth"]["fid"]) < 1e-4 < d["mean"]["fid"] and d["mean"]["n"] == 20
     gt, m = pairs.batch(range(20))
-    a, b = (Quarters()(o.mul(255).round().byte()).double().numpy() for o in (gt, E.as_saved(E.mean_fill(gt, m))))
+    a, b = (Quarters()(o.mul(255).round().byte()).double().numpy() for o in (gt, metrics.as_saved(metrics.mean_fill(gt, m))))
     ca, cb = np.cov(a.T), np.cov(b.T)
     expect = ((a.mean(0) - b.mean(0))**2).sum() + np.trace(ca + cb) - 2*np.sqrt(np.linalg.eigvals(ca @ cb).astype(complex)).real.sum()
     assert abs(d["mean"]["fid"] - expect) < 1e-3
-    assert "over 20 pairs" in E.report(r)
+    assert "over 20 pairs" in evaluation.report(r)
 
 
 # The command
@@ -676,11 +684,11 @@ def test_fid_and_kid_with_a_stand_in(pairs, tmp_path):
 def test_command_scores_adds_and_joins(run, pictures, capsys):
     folder, _ = run
     where = dict(faces=str(pictures/"faces"), masks=str(pictures/"masks"), hole="white", valid="8-23", limit=10)
-    E.pconv_evaluate(model=[f"ours={folder}"], baseline=["telea,ns", "truth"], out=str(pictures/"s.json"), **where)
+    cli.pconv_evaluate(model=[f"ours={folder}"], baseline=["telea,ns", "truth"], out=str(pictures/"s.json"), **where)
     text = capsys.readouterr().out
     assert "10 pairs of" in text and "at 32 px" in text and "ours − Telea" in text and "[" in text
-    E.pconv_evaluate(baseline=["mean"], size=32, out=str(pictures/"m.json"), **where)
-    E.pconv_evaluate(join=[str(pictures/"s.json"), str(pictures/"m.json")], out=str(pictures/"all.json"))
+    cli.pconv_evaluate(baseline=["mean"], size=32, out=str(pictures/"m.json"), **where)
+    cli.pconv_evaluate(join=[str(pictures/"s.json"), str(pictures/"m.json")], out=str(pictures/"all.json"))
     r = json.loads((pictures/"all.json").read_text())
     assert list(r["methods"]) == ["telea", "ns", "truth", "ours", "mean"] and r["settings"]["faces"]["which"] == "held out: 8-23"
     assert r["methods"]["ours"]["config"]["recipe"]["size"] == 32
@@ -694,11 +702,11 @@ def test_command_scores_adds_and_joins(run, pictures, capsys):
     (dict(outputs=["nowhere"]), "does not exist")])
 def test_command_refuses_in_one_line(args, word, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e: E.pconv_evaluate(**dict(limit=2, size=32) | args)
+    with pytest.raises(SystemExit) as e: cli.pconv_evaluate(**dict(limit=2, size=32) | args)
     err = capsys.readouterr().err
     assert e.value.code == 2 and word in err and err.count("\n") == 1 and err.startswith("pconv_evaluate: error: ")
 
 
 def test_default_size_is_the_networks():
-    k = E.Method("a", "a", None, "", dict(config=dict(recipe=dict(size=128))))
-    assert [E.default_size(n, f) for n, f in (([k], "x.zip"), ([], "drawn"), ([], "x.zip"))] == [128, 64, 256]
+    k = evaluation.Method("a", "a", None, "", dict(config=dict(recipe=dict(size=128))))
+    assert [cli.default_size(n, f) for n, f in (([k], "x.zip"), ([], "drawn"), ([], "x.zip"))] == [128, 64, 256]

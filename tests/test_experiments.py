@@ -14,15 +14,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pconv_course.core import InputError, read_json
+from pconv_course.base.core import InputError, read_json
 from pconv_course.data import DrawnFaces, split_ids
-from pconv_course.evaluate import row_of
-from pconv_course.experiments import (EXPERIMENTS, NETWORKS, SCALES, STAGES, STEPS, Job, Scale, cost_of, difference, half_bank, half_mask,
-                                      network_recipe, networks_of, open_experiment, overview_rows, run_experiment, run_networks, run_steps,
-                                      stage_callback, train_network, verdict)
-from pconv_course.pretrained import load_model
-from pconv_course.runs import TrainingInterrupted
-from pconv_course.train import recipe_diff, train
+from pconv_course.evaluation import row_of
+from pconv_course.lab.experiments import (EXPERIMENTS, NETWORKS, SCALES, STAGES, STEPS, Job, Scale, cost_of, network_recipe, networks_of, open_experiment,
+    run_experiment, run_networks, run_steps, stage_callback, train_network)
+from pconv_course.lab.records import difference, overview_rows, record_verdict
+from pconv_course.masks import half_bank, half_mask
+from pconv_course.weights import load_model
+from pconv_course.runs.run import TrainingInterrupted
+from pconv_course.recipe import recipe_diff
+from pconv_course.runs.train import train
 
 RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"results"
 TOY = Scale("toy", size=32, depth=3, width=4, images=64, faces=40, masks=10, pairs=6)
@@ -47,7 +49,7 @@ def job(made, tmp_path):
 @pytest.fixture
 def no_training(monkeypatch):
     def refuse(*args, **kwargs): raise AssertionError("trained once more")
-    monkeypatch.setattr("pconv_course.train.train", refuse)
+    monkeypatch.setattr("pconv_course.runs.train.train", refuse)
 
 
 def weights(path): return {k: v.clone() for k, v in load_model(path)[0].state_dict().items()}
@@ -179,7 +181,7 @@ def test_a_second_seed(job):
 
 def test_the_average_face_is_of_training_faces(made):
     "None of those judged on; the same whatever is asked of it."
-    from pconv_course.experiments import average_face
+    from pconv_course.lab.experiments import average_face
     m = average_face(TOY)
     train_faces = DrawnFaces(TOY.faces, TOY.size, 0)
     out = m.fill(torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 32, 32), [0, 1])
@@ -220,9 +222,9 @@ def fake(**difference):
 
 def test_difference_and_verdict():
     r = fake(l1_hole=[.02, .01, .03], psnr=[.5, None, None])
-    assert difference(r, "plain") == [.02, .01, .03] and verdict(difference(r, "plain")) == "worse"
+    assert difference(r, "plain") == [.02, .01, .03] and record_verdict(difference(r, "plain")) == "worse"
     assert difference(r, "plain", "psnr") is None and difference(r, "telea") is None and difference(r, "plain", part="0.1 to 0.2") is None
-    assert verdict([1., .5, 2], True) == "better" and verdict([1., -.5, 2], True) == "cannot be told" == verdict([0., 0., 1.])
+    assert record_verdict([1., .5, 2], True) == "better" and record_verdict([1., -.5, 2], True) == "cannot be told" == record_verdict([0., 0., 1.])
 
 
 def test_overview_rows():

@@ -17,13 +17,16 @@ pytest.importorskip("onnxruntime")
 import onnx
 from safetensors.torch import save_file
 
-from pconv_course import export
-from pconv_course.commands import MissingPackage
-from pconv_course.core import InputError
-from pconv_course.export import (check_export, core_graph, decibel, export_onnx, frame_text, from_pretrained, hub_class, join, metadata,
-                                 open_model, open_onnx, pconv_export, record_export, run_onnx, run_torch, save_pretrained, shrink)
-from pconv_course.fast import build_unet
-from pconv_course.pretrained import weights_hash
+from pconv_course.tools import onnx as onnx_module
+from pconv_course.base.core import MissingPackage
+from pconv_course.base.core import InputError
+from pconv_course.cli import pconv_export
+from pconv_course.lab.clocks import decibel, record_export
+from pconv_course.tools.onnx import (check_export, core_graph, export_onnx, frame_text, join_graphs, metadata, open_onnx, run_onnx, run_torch, shrink_weights)
+from pconv_course.tools.share import from_pretrained, hub_class, save_pretrained
+from pconv_course.weights import open_weights
+from pconv_course.networks import build_unet
+from pconv_course.weights import weights_hash
 
 
 def tame(depth=3, width=8, seed=0, formula="paper"):
@@ -45,7 +48,7 @@ def cores(net): return {impl: core_graph(net, impl) for impl in ("fast", "readab
 
 
 @pytest.fixture(scope="module")
-def whole(cores): return {impl: join(core, frame_text(8)) for impl, core in cores.items()}
+def whole(cores): return {impl: join_graphs(core, frame_text(8)) for impl, core in cores.items()}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +106,7 @@ def test_a_mask_of_255_and_one_of_1_are_the_same_and_white_is_the_opposite(net, 
     image, mask = list(pairs(6, seed=4))[5]
     want = sessions["fast"].run(None, dict(image=image, mask=mask))[0]
     assert (sessions["fast"].run(None, dict(image=image, mask=255*mask))[0] == want).all()
-    white = open_onnx(join(cores["fast"], frame_text(8, "white")).SerializeToString(), threads=1)
+    white = open_onnx(join_graphs(cores["fast"], frame_text(8, "white")).SerializeToString(), threads=1)
     assert (white.run(None, dict(image=image, mask=255*(1 - mask)))[0] == want).all()
     assert check_export(white, net, "white") <= 1
     with pytest.raises(InputError, match="hole='grey'"): frame_text(8, "grey")
@@ -130,7 +133,7 @@ def test_inputs_and_outputs_have_free_sizes(whole):
 def test_v1_formula_exports_too():
     "The first version of the paper's formula has another ratio."
     net = tame(depth=2, width=4, formula="v1")
-    session = open_onnx(join(core_graph(net), frame_text(4)).SerializeToString(), threads=1)
+    session = open_onnx(join_graphs(core_graph(net), frame_text(4)).SerializeToString(), threads=1)
     assert max(off(run_onnx(session, *p), run_torch(net, *p)) for p in pairs(8, seed=7, top=60)) <= 1
 
 
@@ -140,23 +143,23 @@ def test_a_wrong_frame_is_noticed(net, cores):
                      ("Where (known_pixel, image, filled)", "Where (known_pixel, filled, image)")]:
         text = frame_text(8)
         assert old in text
-        assert check_export(open_onnx(join(cores["fast"], text.replace(old, new)).SerializeToString(), threads=1), net) > 1, new
+        assert check_export(open_onnx(join_graphs(cores["fast"], text.replace(old, new)).SerializeToString(), threads=1), net) > 1, new
 
 
 def test_smaller_files(whole, sessions):
-    size = {p: len(shrink(whole["fast"], p).SerializeToString()) for p in ("fp32", "fp16", "int8")}
+    size = {p: len(shrink_weights(whole["fast"], p).SerializeToString()) for p in ("fp32", "fp16", "int8")}
     weights = sum(4*np.prod(w.dims) for w in whole["fast"].graph.initializer)
     assert size["fp32"] - size["fp16"] > .45*weights and size["fp32"] - size["int8"] > .65*weights
     for p, limit in dict(fp16=2, int8=30).items():
-        session = open_onnx(shrink(whole["fast"], p).SerializeToString(), threads=1)
+        session = open_onnx(shrink_weights(whole["fast"], p).SerializeToString(), threads=1)
         for image, mask in pairs(6, seed=8):
             got, want = run_onnx(session, image, mask), run_onnx(sessions["fast"], image, mask)
             assert off(got, want) <= limit and (got[mask > 0] == image[mask > 0]).all()
-    with pytest.raises(InputError, match="fp8"): shrink(whole["fast"], "fp8")
+    with pytest.raises(InputError, match="fp8"): shrink_weights(whole["fast"], "fp8")
 
 
 def test_metadata_names_licence_recipe_and_hash(net, tmp_path, monkeypatch, cores):
-    monkeypatch.setattr(export, "core_graph", lambda model, impl="fast": cores[impl])
+    monkeypatch.setattr(onnx_module, "core_graph", lambda model, impl="fast": cores[impl])
     config = dict(licence="only for tests", recipe=dict(name="tiny", size=64))
     made = export_onnx(net, tmp_path/"a.onnx", config)
     assert made["worst"] <= 1 and made["bytes"] == (tmp_path/"a.onnx").stat().st_size
@@ -165,14 +168,14 @@ def test_metadata_names_licence_recipe_and_hash(net, tmp_path, monkeypatch, core
     assert (facts["licence"], facts["recipe"], facts["trained_size"]) == ("only for tests", "tiny", "64")
     assert facts["weights_sha256"] == weights_hash(net) and facts["mask"].startswith("uint8 (N,H,W), 0 = hole")
     assert json.loads(facts["network"]) == net.config and "pconv_course" in facts["made_by"]
-    assert {o.domain: o.version for o in model.opset_import}[""] == export.OPSET
+    assert {o.domain: o.version for o in model.opset_import}[""] == onnx_module.OPSET
     assert list(tmp_path.iterdir()) == [tmp_path/"a.onnx"], "one file, nothing beside it"
     other = tame(seed=1)
     assert weights_hash(other) != weights_hash(net) and "0 = known" in metadata(net, hole="white")["mask"]
 
 
 def test_a_graph_that_differs_is_not_written(net, tmp_path, monkeypatch, cores):
-    monkeypatch.setattr(export, "core_graph", lambda model, impl="fast": cores[impl])
+    monkeypatch.setattr(onnx_module, "core_graph", lambda model, impl="fast": cores[impl])
     with pytest.raises(InputError, match="differs from torch"): export_onnx(tame(seed=1), tmp_path/"a.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -208,7 +211,7 @@ def saved(net, path):
 
 
 def test_the_command(net, tmp_path, monkeypatch, cores, capsys):
-    monkeypatch.setattr(export, "core_graph", lambda model, impl="fast": cores[impl])
+    monkeypatch.setattr(onnx_module, "core_graph", lambda model, impl="fast": cores[impl])
     path, out = saved(net, tmp_path/"run"/"model.safetensors"), tmp_path/"out.onnx"
     pconv_export(model=str(path.parent), out=str(out))
     assert "out.onnx" in capsys.readouterr().out and out.is_file()
@@ -231,7 +234,7 @@ def test_importing_the_module_needs_no_onnx():
 def test_open_model_takes_modules_files_and_folders(net, tmp_path):
     path = saved(net, tmp_path/"run"/"model.safetensors")
     for source in (net, path, path.parent):
-        model, config = open_model(source)
+        model, config = open_weights(source)
         assert not model.training and weights_hash(model) == weights_hash(net) and config["model"] == net.config
 
 
@@ -251,7 +254,7 @@ def test_a_hub_folder_round_trip(net, tmp_path):
     torch.testing.assert_close(again(x, m), net(x, m), atol=0, rtol=0)
     card = (home/"README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: pconv_course\n") and "only for tests" in card and "tiny" in card and "from_pretrained" in card
-    assert open_model(home)[1]["licence"] == "only for tests", "the other loader takes the folder too"
+    assert open_weights(home)[1]["licence"] == "only for tests", "the other loader takes the folder too"
     assert json.loads((home/"config.json").read_text(encoding="utf-8"))["depth"] == 3
 
 
@@ -273,7 +276,7 @@ def test_pickles_stay_closed(tmp_path, suffix):
     bomb.parent.mkdir()
     (bomb.parent/"config.json").write_text("{}", encoding="utf-8")
     bomb.write_bytes(b"cos\nsystem\n(Vtouch " + str(trap).encode() + b"\ntR.")
-    for load in (from_pretrained, open_model):
+    for load in (from_pretrained, open_weights):
         for source in (bomb, bomb.parent):
             with pytest.raises(InputError, match="a pickle can run code") as e: load(source)
             assert "\n" not in str(e.value) and bomb.name in str(e.value)
@@ -327,7 +330,7 @@ def test_saving_again_replaces_weights_and_keeps_the_card(net, tmp_path):
 # ---- measuring
 
 def test_the_record_names_what_was_measured(net, tmp_path, monkeypatch, cores):
-    monkeypatch.setattr(export, "core_graph", lambda model, impl="fast": cores[impl])
+    monkeypatch.setattr(onnx_module, "core_graph", lambda model, impl="fast": cores[impl])
     image, mask = list(pairs(6, seed=9))[5]
     made = record_export(net, image[..., :3], mask, "noise", tmp_path/"onnx.json", threads=1, sizes=(64,), holes=(.1,), rounds=2)
     assert json.loads((tmp_path/"onnx.json").read_text(encoding="utf-8")) == made
@@ -374,7 +377,7 @@ def test_onnxruntime_web_gives_the_same_bytes(whole, sessions, tmp_path, precisi
     "In node, by WebAssembly, as a page would. PCONV_ORT_WEB names a folder with node_modules/onnxruntime-web (npm install onnxruntime-web)."
     folder = os.environ.get("PCONV_ORT_WEB")
     if not folder or not shutil.which("node"): pytest.skip("needs node, and PCONV_ORT_WEB: a folder where onnxruntime-web is installed")
-    small = shrink(whole["fast"], precision)
+    small = shrink_weights(whole["fast"], precision)
     (tmp_path/"m.onnx").write_bytes(small.SerializeToString())
     (tmp_path/"run.js").write_text(NODE, encoding="utf-8")
     session = open_onnx(small.SerializeToString(), threads=1)

@@ -25,13 +25,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from pconv_course.base import pictures
 from pconv_course import masks
-from pconv_course.commands import pconv_data, pconv_demo, pconv_train
-from pconv_course.core import InputError, atomic_path, read_json, sha256_of, to_array, write_json
+from pconv_course.cli import pconv_data, pconv_demo, pconv_train
+from pconv_course.base.core import InputError, atomic_path, read_json, sha256_of, write_json
+from pconv_course.base.show import to_array
 from pconv_course.data import DrawnFaces, FaceFiles
 from pconv_course.learner import inpaint_batch
-from pconv_course.runs import alone_in, latest_checkpoint
-from pconv_course.train import PRESETS, Phase, load_model, recipe_with, train
+from pconv_course.base.core import alone_in
+from pconv_course.runs.checkpoint import latest_checkpoint
+from pconv_course.recipe import PRESETS, Phase, recipe_with
+from pconv_course.runs.train import train
+from pconv_course.weights import load_model
 from pconv_course.unet import PConvUNet
 
 torch.set_num_threads(1)
@@ -257,8 +262,8 @@ def test_file_size_limit_of_the_system(tmp_path):
     write_json(tmp_path/"a.json", [1])
     code = f"""
 import resource, signal
-from pconv_course.commands import clean_exit
-from pconv_course.core import write_json
+from pconv_course.base.core import clean_exit
+from pconv_course.base.core import write_json
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 with clean_exit("cmd"): write_json({str(tmp_path/"a.json")!r}, list(range(10000)))
@@ -271,7 +276,7 @@ with clean_exit("cmd"): write_json({str(tmp_path/"a.json")!r}, list(range(10000)
 def test_ctrl_c_in_a_real_process(tmp_path):
     "SIGINT during training: code 130, one line with a command, and that command works."
     script = tmp_path/"pconv_train"
-    script.write_text("import sys\nfrom pconv_course.commands import pconv_train\nif __name__ == '__main__': sys.exit(pconv_train())\n")
+    script.write_text("import sys\nfrom pconv_course.cli import pconv_train\nif __name__ == '__main__': sys.exit(pconv_train())\n")
     args = [sys.executable, str(script), "--out", "run", "--size", "32"]
     p = subprocess.Popen([*args, "--minutes", "5"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -296,23 +301,23 @@ MASKS = [("all known", known(8, 8)*0, "no hole"), ("all hole", known(8, 8)*255, 
 
 @pytest.mark.parametrize("what,array,says", MASKS, ids=[o[0] for o in MASKS])
 def test_unusable_mask(what, array, says):
-    with pytest.raises(InputError, match=says) as e: masks.read_mask(array, hole="white")
+    with pytest.raises(InputError, match=says) as e: pictures.read_mask(array, hole="white")
     assert "\n" not in str(e.value) and ";" in str(e.value)
 
 
 def test_mask_of_another_size_grey_or_inverted():
     m = known(32, 32)
     m[8:20, 8:20] = 0
-    with pytest.raises(InputError, match=r"32\D+32"): masks.valid_mask(m, (16, 16))
-    assert masks.read_mask(255*(1 - m), hole="white", size=16).shape == (16, 16)
+    with pytest.raises(InputError, match=r"32\D+32"): pictures.valid_mask(m, (16, 16))
+    assert pictures.read_mask(255*(1 - m), hole="white", size=16).shape == (16, 16)
     grey = (255*(1 - m)).astype(np.uint8)
     grey[8, 8:20] = 90
     assert masks.load_masks([grey], hole="white").info["grey_pixels"] == 12
-    with pytest.warns(masks.MaskWarning, match="hole covers"): masks.read_mask(255*(1 - m), hole="black")
+    with pytest.warns(pictures.MaskWarning, match="hole covers"): pictures.read_mask(255*(1 - m), hole="black")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        masks.read_mask(255*(1 - m), hole="white")
-    with pytest.raises(InputError, match="hole="): masks.read_mask(m, hole="yes")
+        pictures.read_mask(255*(1 - m), hole="white")
+    with pytest.raises(InputError, match="hole="): pictures.read_mask(m, hole="yes")
 
 
 def test_nan_pixels():

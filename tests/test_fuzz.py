@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pconv_course.core import InputError
-from pconv_course.fast import build_unet
-from pconv_course.inpaint import inpaint, pconv_inpaint, run_jobs
+from pconv_course.base.core import InputError
+from pconv_course.networks import build_unet
+from pconv_course.cli import pconv_inpaint, run_jobs
+from pconv_course.inpainting import inpaint
 
 CHUNKS, EACH = 5, 200
 LOSSLESS = (".png", ".tif", ".bmp", ".webp")

@@ -18,21 +18,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pconv_course import commands, data, hub
-from pconv_course.core import InputError, read_json
+from pconv_course.base import core
+from pconv_course import cli
+from pconv_course import data
+from pconv_course.tools import ffhq
+from pconv_course.base.core import InputError, read_json
 from pconv_course.data import FaceFiles, face_dls
 from pconv_course.masks import MaskBank, hole_ratio, stroke_mask
 
 NUMBERS = [*range(10), 800, 801, 50000, 50001, 60000]
 HELD = ["00800", "00801", "50000", "50001", "60000"]
-KAGGLE = hub.COPIES[0].id
+KAGGLE = ffhq.COPIES[0].id
 
 
 def pictures(suffix, size=128, numbers=NUMBERS, prefix=""):
     "{name: bytes} of smooth coloured pictures; the first eight have the official colours in their quarters."
     rng, out = np.random.default_rng(0), {}
     for n, k in enumerate(numbers):
-        quarters = hub.QUARTERS[k] if k < 8 else rng.integers(0, 256, 12)
+        quarters = ffhq.QUARTERS[k] if k < 8 else rng.integers(0, 256, 12)
         img = Image.fromarray(quarters.reshape(2, 2, 3).astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
         f = io.BytesIO()
         noise = np.asarray(img, float) + rng.normal(0, 6, (size, size, 3))
@@ -118,7 +121,7 @@ def own_homes(tmp_path, monkeypatch):
     for k, v in dict(PCONV_CACHE="cache", HOME="home", KAGGLEHUB_CACHE="kaggle", KAGGLE_CONFIG_DIR="none").items():
         (tmp_path / v).mkdir(exist_ok=True)
         monkeypatch.setenv(k, str(tmp_path / v))
-    monkeypatch.setattr(hub.time, "sleep", lambda s: None)
+    monkeypatch.setattr(ffhq.time, "sleep", lambda s: None)
 
 
 @pytest.fixture
@@ -159,7 +162,7 @@ def command(*args, **kw):
     from contextlib import redirect_stderr, redirect_stdout
     err, out, code = io.StringIO(), io.StringIO(), 0
     with redirect_stderr(err), redirect_stdout(out):
-        try: commands.pconv_data(*args, **kw)
+        try: cli.pconv_data(*args, **kw)
         except SystemExit as e: code = e.code
     return code, err.getvalue().splitlines(), out.getvalue()
 
@@ -183,7 +186,7 @@ def test_from_the_host_to_the_loop(source, request, tmp_path):
     text = (tmp_path / "out" / "LICENCE.txt").read_text(encoding="utf-8")
     assert "CC BY-NC-SA 4.0" in text and "face recognition" in text
     origin = read_json(tmp_path / "out" / "source.json")
-    assert origin["source"] == source and origin["id"] in [c.id for c in hub.COPIES] and str(tmp_path) not in json.dumps(origin)
+    assert origin["source"] == source and origin["id"] in [c.id for c in ffhq.COPIES] and str(tmp_path) not in json.dumps(origin)
     before = [p.stat().st_mtime_ns for p in (tmp_path / "out" / "cache").glob("*.npy")]
     dls = face_dls(tmp_path / "out", 128, bs=4, device="cpu")
     assert len(before) == 1 and dls.train_ds.cache.path.stat().st_mtime_ns == before[0], "the loop finds the cache, and makes none"
@@ -196,7 +199,7 @@ def test_two_sources_make_the_same_faces(hf, kaggle, tmp_path):
     with zipfile.ZipFile(tmp_path / "mine.zip") as z: z.extractall(tmp_path / "mine")
     for source, src in dict(hf=None, kaggle=None, zip=str(tmp_path / "mine.zip"), folder=str(tmp_path / "mine")).items():
         assert fetch_ffhq(source, tmp_path / f"of_{source}", src=src)[0] == 0
-    made = [read_json(tmp_path / f"of_{s}" / "manifest.json") for s in hub.SOURCES]
+    made = [read_json(tmp_path / f"of_{s}" / "manifest.json") for s in ffhq.SOURCES]
     assert len({m["sha256"] for m in made}) == len({str((m["train"], m["valid"])) for m in made}) == 1
 
 
@@ -223,7 +226,7 @@ def test_only_some_numbers(hf, tmp_path):
 def test_the_command_in_a_terminal(hf, tmp_path):
     "The real command in a process of its own, told by HF_ENDPOINT where its host is."
     env = {**os.environ, "HF_ENDPOINT": f"http://localhost:{hf.server_port}", "HF_HOME": str(tmp_path / "hf")}
-    code = "import sys; from pconv_course.commands import pconv_data; sys.argv[0] = 'pconv_data'; sys.exit(pconv_data())"
+    code = "import sys; from pconv_course.cli import pconv_data; sys.argv[0] = 'pconv_data'; sys.exit(pconv_data())"
     (tmp_path / "pconv_data.py").write_text(code)
     run = lambda *a: subprocess.run([sys.executable, str(tmp_path / "pconv_data.py"), *a], capture_output=True, text=True, env=env)
     r = run("ffhq", "--source", "hf", "--size", "128", "--out", str(tmp_path / "out"))
@@ -260,7 +263,7 @@ def test_a_line_that_drops_now_and_then_is_waited_for(source, request, tmp_path,
     server = request.getfixturevalue(source)
     server.cut, n = len(server.content)//4, len(server.content)
     def sleep(s): server.cut = min(n, server.cut + n//4)
-    monkeypatch.setattr(hub.time, "sleep", sleep)
+    monkeypatch.setattr(ffhq.time, "sleep", sleep)
     code, err, _ = fetch_ffhq(source, tmp_path / "out")
     assert code == 0 and read_json(tmp_path / "out" / "manifest.json")["count"] == 15, err
     starts = [s for kind, s in server.log if kind == "GET" and s]
@@ -274,14 +277,14 @@ def test_killed_then_resumed_hf(hf, tmp_path, monkeypatch):
     import huggingface_hub.file_download as lib
     hf.cut = len(hf.content)//2
     def killed(s): raise Killed
-    monkeypatch.setattr(hub.time, "sleep", killed)
-    with pytest.raises(Killed): hub.ffhq("hf", tmp_path / "out", 128, say=lambda s: None)
-    monkeypatch.setattr(hub.time, "sleep", lambda s: None)
+    monkeypatch.setattr(ffhq.time, "sleep", killed)
+    with pytest.raises(Killed): ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None)
+    monkeypatch.setattr(ffhq.time, "sleep", lambda s: None)
     hf.cut = None
     (part,) = (tmp_path / "out.download").glob("*.part")
     have = part.stat().st_size
     assert have > 0
-    m = hub.ffhq("hf", tmp_path / "out", 128, say=lambda s: None, progress=False)
+    m = ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None, progress=False)
     assert m["count"] == 15 and hf.log[-1] == ("GET", have) and downloads(tmp_path) == ["FFHQ_128.zip"]
     assert lib.http_get
 
@@ -289,10 +292,10 @@ def test_killed_then_resumed_hf(hf, tmp_path, monkeypatch):
 def test_prepare_interrupted_then_resumed(hf, tmp_path):
     def stop(done, total):
         if done == 6: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): hub.ffhq("hf", tmp_path / "out", 128, say=lambda s: None, progress=stop, workers=1)
+    with pytest.raises(KeyboardInterrupt): ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None, progress=stop, workers=1)
     hf.log.clear()
     seen = []
-    m = hub.ffhq("hf", tmp_path / "out", 128, say=lambda s: None, progress=lambda done, total: seen.append(done))
+    m = ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None, progress=lambda done, total: seen.append(done))
     assert m["count"] == 15 and 0 < len(seen) < 15 and not [k for k in hf.log if k[0] == "GET"]
 
 
@@ -408,10 +411,10 @@ def test_importing_the_module_loads_no_client():
 def test_disk_full(hf, tmp_path, monkeypatch):
     from collections import namedtuple
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda p: usage(0, 0, 10**9))
+    monkeypatch.setattr(core.shutil, "disk_usage", lambda p: usage(0, 0, 10**9))
     code, err, _ = fetch_ffhq("hf", tmp_path / "out")
     assert code == 2 and len(err) == 1 and "2.06 GB" in err[0] and "1.0 GB free" in err[0] and not hf.log, "asked before the first byte"
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda p: usage(0, 0, 5*10**9))
+    monkeypatch.setattr(core.shutil, "disk_usage", lambda p: usage(0, 0, 5*10**9))
     assert "takes 6.1 GB" in fetch_ffhq("hf", tmp_path / "out")[1][0], "download, faces and cache on one disk are added up"
     monkeypatch.undo()
 
@@ -459,8 +462,8 @@ def test_what_cannot_be_split_is_not_fetched(kw, hf, tmp_path):
     assert out == "" and not hf.log and not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("valid,ids", [(hub.VALID, None), (hub.VALID, "0-51999"), (.1, None), ("0.999", "7-8"), ("800 - 898", "0-900"), ("0-0", "0-1"), (["00003"], None)])
-def test_what_can_be_split_passes(valid, ids): hub.check_split(valid, ids)
+@pytest.mark.parametrize("valid,ids", [(ffhq.VALID, None), (ffhq.VALID, "0-51999"), (.1, None), ("0.999", "7-8"), ("800 - 898", "0-900"), ("0-0", "0-1"), (["00003"], None)])
+def test_what_can_be_split_passes(valid, ids): ffhq.check_split(valid, ids)
 
 
 def test_a_failed_fetch_names_no_file_that_is_not_there(hf, tmp_path):
@@ -474,10 +477,10 @@ def test_a_failed_fetch_names_no_file_that_is_not_there(hf, tmp_path):
 
 def test_the_weights_carry_their_licence(tmp_path):
     "Their terms lie beside them, say what their record says, are installed with them, and are named in the README."
-    from pconv_course.pretrained import pretrained_info, weights_dir
+    from pconv_course.weights import pretrained_info, weights_dir
     text = (weights_dir() / "LICENCE.txt").read_text(encoding="utf-8")
     assert pretrained_info()["licence"] in " ".join(text.split()) and "NON-COMMERCIAL" in text and "VGG-19" in text
-    top = Path(hub.__file__).parents[1]
+    top = Path(ffhq.__file__).parents[1]
     if not (top / "setup.py").exists(): pytest.skip("not a checkout")
     assert "pconv_course/weights/LICENCE.txt" in (top / "README.md").read_text(encoding="utf-8")
     pytest.importorskip("setuptools")
@@ -501,32 +504,32 @@ def test_other_copies_by_id(hf, kaggle, tmp_path):
 
 @pytest.mark.parametrize("names,ids", [(["00000.png"], ["00000"]), (["img00069999.png"], ["69999"]), (["thumbnails128x128/03000/03123.png"], ["03123"]),
                                        (["resized/00001.jpg", "resized/00002.jpg"], ["00001", "00002"])])
-def test_official_ids(names, ids): assert hub.official_ids(names) == ids
+def test_official_ids(names, ids): assert ffhq.official_ids(names) == ids
 
 
 @pytest.mark.parametrize("names", [["1.png"], ["70000.png"], ["000x1.png"], ["anna.png"], ["a/00001.png", "b/00001.jpg"], ["٠٠٠٠١.png"]])
 def test_names_that_are_no_numbers(names):
-    with pytest.raises(InputError, match="no FFHQ numbers"): hub.official_ids(names)
+    with pytest.raises(InputError, match="no FFHQ numbers"): ffhq.official_ids(names)
 
 
 def test_ids_that_are_no_ranges():
     for keep in ("many", "5", "9-", "-", ""):
-        with pytest.raises(InputError, match="no list of ranges"): hub.official_ids(["00001.png"], keep)
+        with pytest.raises(InputError, match="no list of ranges"): ffhq.official_ids(["00001.png"], keep)
 
 
 def test_the_split_is_the_documented_one():
     "One rule by number for every copy; training faces of ours are training faces of NVIDIA's."
     ids = [f"{k:05d}" for k in range(70_000)]
-    train, valid = data.split_ids(ids, hub.VALID)
+    train, valid = data.split_ids(ids, ffhq.VALID)
     assert (len(train), len(valid)) == (57_901, 12_099) and max(train) == "59999" and not {f"{k:05d}" for k in (800, 898, 50_000, 51_999, 60_000)} & set(train)
-    small, held = data.split_ids(ids[:52_000], hub.VALID)
+    small, held = data.split_ids(ids[:52_000], ffhq.VALID)
     assert (len(small), len(held)) == (49_901, 2_099) and set(small) < set(train) and set(held) < set(valid)
 
 
 def test_a_copy_with_other_numbers_is_noticed(hf, tmp_path):
     files = list(pictures(".png").items())
     hf.content = zipped({f"{NUMBERS[(k + 1) % len(files)]:05d}.png": files[k][1] for k in range(len(files))})
-    with pytest.warns(data.FaceWarning, match="does not look like the official one"): hub.ffhq("hf", tmp_path / "out", 128, say=lambda s: None)
+    with pytest.warns(data.FaceWarning, match="does not look like the official one"): ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None)
     code, err, _ = fetch_ffhq("hf", tmp_path / "out")
     assert code == 0 and len(err) == 1 and err[0].startswith("pconv_data: note: face 0")
 
@@ -539,9 +542,9 @@ def test_a_broken_picture_is_set_aside(hf, tmp_path):
 
 
 def test_copies_are_described():
-    assert {c.source for c in hub.COPIES} == {"hf", "kaggle"} and [c.count for c in hub.COPIES].count(52_000) == 1
-    assert hub.choose_copy("kaggle", 256).count == 52_000 and hub.choose_copy("kaggle", 512).count == 52_000
-    assert [hub.choose_copy("hf", s).file for s in (16, 128, 129, 512)] == ["FFHQ_128.zip", "FFHQ_128.zip", "FFHQ_256.zip", "FFHQ_512.zip"]
+    assert {c.source for c in ffhq.COPIES} == {"hf", "kaggle"} and [c.count for c in ffhq.COPIES].count(52_000) == 1
+    assert ffhq.choose_copy("kaggle", 256).count == 52_000 and ffhq.choose_copy("kaggle", 512).count == 52_000
+    assert [ffhq.choose_copy("hf", s).file for s in (16, 128, 129, 512)] == ["FFHQ_128.zip", "FFHQ_128.zip", "FFHQ_256.zip", "FFHQ_512.zip"]
 
 
 # Masks
@@ -580,11 +583,11 @@ def test_masks_that_cannot_be_used(masks, tmp_path):
     full, text = io.BytesIO(), b"no picture"
     Image.new("L", (128, 128), 0).save(full, "PNG")
     src = write_masks(tmp_path / "m.zip", masks, 0, {"mask/testing_mask_dataset/90000.png": full.getvalue()})
-    m = hub.irregular_masks(src, tmp_path / "bank", 64, say=lambda s: None)
+    m = ffhq.irregular_masks(src, tmp_path / "bank", 64, say=lambda s: None)
     assert m["count"] == 24 and "no hole" in m["quarantine"][0]["reason"]
     src = write_masks(tmp_path / "half.zip", [np.tile([0, 1], (64, 32)).astype(np.uint8)]*3, 0)
-    with pytest.raises(InputError, match="which with --hole"): hub.irregular_masks(src, tmp_path / "b2", 64)
-    assert hub.irregular_masks(src, tmp_path / "b2", 64, hole="white", say=lambda s: None)["count"] == 3
+    with pytest.raises(InputError, match="which with --hole"): ffhq.irregular_masks(src, tmp_path / "b2", 64)
+    assert ffhq.irregular_masks(src, tmp_path / "b2", 64, hole="white", say=lambda s: None)["count"] == 3
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_bytes(text)
     code, err, _ = command("masks", str(src), str(tmp_path / "mine"), hole="white")

@@ -13,11 +13,20 @@ import torch
 from PIL import Image, ImageCms
 from safetensors.torch import save_file
 
-from pconv_course import inpaint as lib
-from pconv_course.core import InputError, read_json
-from pconv_course.fast import build_unet
-from pconv_course.inpaint import Window, colour_mask, inpaint, pconv_inpaint, plan_windows, repair
-from pconv_course.masks import MaskWarning, stroke_mask
+from pconv_course.base import photos
+from pconv_course.base import show
+from pconv_course import inpainting
+from pconv_course.lab import clocks
+from pconv_course.lab import experiments
+from pconv_course import windows
+from pconv_course.base.core import InputError, read_json
+from pconv_course.networks import build_unet
+from pconv_course.base.photos import colour_mask
+from pconv_course.cli import pconv_inpaint
+from pconv_course.inpainting import inpaint
+from pconv_course.windows import Window, plan_windows, repair
+from pconv_course.base.pictures import MaskWarning
+from pconv_course.masks import stroke_mask
 
 GREY = lambda x, m: torch.full_like(x, 0.5)  # a "network" whose answer is known
 
@@ -95,7 +104,7 @@ def test_read_window_is_the_mean_of_the_known():
     "Against a loop, with NaN in the hole and a window that leans over two edges."
     a, m = picture(0, 30, 30, 3, dtype=np.float32), holes(2, 30, 30)
     a[m == 0] = np.nan
-    x, k = lib.read_window(a, m, Window(-4, 10, 3, 8, (0, 10, 5, 20)))
+    x, k = windows.read_window(a, m, Window(-4, 10, 3, 8, (0, 10, 5, 20)))
     for i in range(8):
         for j in range(8):
             cell = [(y, z) for y in range(-4 + 3*i, -1 + 3*i) for z in range(10 + 3*j, 13 + 3*j) if 0 <= y < 30 and 0 <= z < 30 and m[y, z]]
@@ -124,12 +133,12 @@ def test_border_is_matched():
     for feather in (0, 4):
         a = np.where(m[..., None] > 0, photo, np.nan)
         repair([a], [m], GREY, 64, feather=feather)
-        seams[feather] = lib.border_step(a, m)
+        seams[feather] = windows.border_step(a, m)
         assert np.isfinite(a).all()
     assert seams[4] < 0.3*seams[0] and seams[0] > 0.05
-    out = lib.match_border(photo - 0.1, photo, np.ones((64, 64)), 4)
+    out = windows.match_border(photo - 0.1, photo, np.ones((64, 64)), 4)
     np.testing.assert_allclose(out[8:-8, 8:-8], photo[8:-8, 8:-8], atol=1e-5)
-    assert np.array_equal(lib.match_border(photo, photo*0, m, 0), photo)
+    assert np.array_equal(windows.match_border(photo, photo*0, m, 0), photo)
 
 
 def test_fill_leaves_the_network_as_it_was_and_sees_no_hole(tiny):
@@ -137,11 +146,11 @@ def test_fill_leaves_the_network_as_it_was_and_sees_no_hole(tiny):
     x, m = torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16)
     m[..., 4:9, 4:9] = 0
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    one, two = lib.fill(net, torch.where(m > 0, x, torch.nan), m), lib.fill(net, torch.where(m > 0, x, 7.), m)
+    one, two = windows.fill(net, torch.where(m > 0, x, torch.nan), m), windows.fill(net, torch.where(m > 0, x, 7.), m)
     assert net.training and torch.equal(one, two) and one.min() >= 0 and one.max() <= 1
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert (lib.fill(lambda x, m: x, torch.where(m > 0, x, torch.nan), m)[m.expand_as(x) == 0] == 0).all(), "no network sees what is in the hole"
-    with pytest.raises(InputError, match="NaN"): lib.fill(lambda x, m: x*torch.nan, x, m)
+    assert (windows.fill(lambda x, m: x, torch.where(m > 0, x, torch.nan), m)[m.expand_as(x) == 0] == 0).all(), "no network sees what is in the hole"
+    with pytest.raises(InputError, match="NaN"): windows.fill(lambda x, m: x*torch.nan, x, m)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -254,7 +263,7 @@ def test_masks_of_another_size(tiny):
     stretched = m[::2, ::2].repeat(2, 0).repeat(2, 1)
     assert np.array_equal(out[stretched == 1], a[stretched == 1]) and (out[stretched == 0] != a[stretched == 0]).any()
     grown = inpaint(a, m, tiny, hole="black", grow=2)
-    wide = lib.grow_hole(m, 2)
+    wide = photos.grow_hole(m, 2)
     assert wide.sum() < m.sum() and np.array_equal(grown[wide == 1], a[wide == 1]) and (grown[(wide == 0) & (m == 1)] != a[(wide == 0) & (m == 1)]).any()
 
 
@@ -284,7 +293,7 @@ def test_orientation_exif_and_profile_are_kept(tiny, tmp_path):
         m = np.ones(seen.size[::-1], np.uint8)
         m[2:7, 3:12] = 0
         Image.fromarray(255*m).save(tmp_path/"m.png")
-        lib.inpaint_file(tmp_path/"p.png", tmp_path/"m.png", tmp_path/"o.png", (GREY, 16), "black", overwrite=True, feather=0)
+        inpainting.inpaint_file(tmp_path/"p.png", tmp_path/"m.png", tmp_path/"o.png", (GREY, 16), "black", overwrite=True, feather=0)
         out = Image.open(tmp_path/"o.png")
         assert out.size == im.size and out.getexif()[0x0112] == o and out.getexif()[0x010F] == "maker"
         assert out.info["icc_profile"] == icc and round(out.info["dpi"][0]) == 300
@@ -304,7 +313,7 @@ def test_formats_keep_exif(tiny, tmp_path, suffix):
     Image.fromarray(picture(1)).save(tmp_path/f"p{suffix}", exif=exif, lossless=True)
     m = holes(1)
     Image.fromarray(255*m).save(tmp_path/"m.png")
-    lib.inpaint_file(tmp_path/f"p{suffix}", tmp_path/"m.png", tmp_path/f"o{suffix}", tiny, "black")
+    inpainting.inpaint_file(tmp_path/f"p{suffix}", tmp_path/"m.png", tmp_path/f"o{suffix}", tiny, "black")
     out = Image.open(tmp_path/f"o{suffix}")
     assert out.getexif().get(0x010F) == "maker"
     if suffix != ".jpg": assert np.array_equal(np.asarray(out)[m == 1], np.asarray(Image.open(tmp_path/f"p{suffix}"))[m == 1])
@@ -316,7 +325,7 @@ def test_jpeg_is_written_with_its_own_table(tiny, tmp_path):
     m = np.ones((120, 160), np.uint8)
     m[40:50, 40:50] = 0
     Image.fromarray(255*m).save(tmp_path/"m.png")
-    lib.inpaint_file(tmp_path/"p.jpg", tmp_path/"m.png", tmp_path/"o.jpg", tiny, "black")
+    inpainting.inpaint_file(tmp_path/"p.jpg", tmp_path/"m.png", tmp_path/"o.jpg", tiny, "black")
     before, after = Image.open(tmp_path/"p.jpg"), Image.open(tmp_path/"o.jpg")
     assert before.quantization == after.quantization
     assert (np.abs(np.asarray(before).astype(int) - np.asarray(after))[80:, 80:] > 2).mean() < 0.02
@@ -347,7 +356,7 @@ def test_models_of_every_kind(tiny, tmp_path, monkeypatch):
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, tmp_path/"model.safetensors", metadata=dict(config=json.dumps(config)))
     a, m = picture(7), holes(9)
     want = inpaint(a, m, tiny, hole="black")
-    monkeypatch.setattr(lib, "load_pretrained", lambda device: (net, config))
+    monkeypatch.setattr(inpainting, "load_pretrained", lambda device: (net, config))
     for model in (tmp_path, str(tmp_path), tmp_path/"model.safetensors", (net, config), net, None):
         assert np.array_equal(inpaint(a, m, model, hole="black"), want)
     assert not np.array_equal(inpaint(a, m, net, hole="black", size=32), want)
@@ -393,7 +402,7 @@ def test_command_with_folders(folder, capsys):
     assert strip.shape == (40, 3*50 + 16, 3) and np.array_equal(strip[:, -50:], np.asarray(Image.open(folder/"out"/"a.png")))
     m = holes(ord("a"))
     assert np.array_equal(np.asarray(Image.open(folder/"out"/"a.png"))[m == 1], picture(ord("a"))[m == 1])
-    assert (strip[:, :50][m == 0] == np.rint(255*np.array(lib.HOLE))).all() and np.array_equal(strip[:, 58:108, 0], 255*m)
+    assert (strip[:, :50][m == 0] == np.rint(255*np.array(show.HOLE))).all() and np.array_equal(strip[:, 58:108, 0], 255*m)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     code, out, err = call(capsys, folder, folder/"photos", folder/"masks", o=folder/"out", hole="black")
     assert code == 2 and err.count("is there already") == 2 and before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -461,22 +470,22 @@ def test_bench_goes_on_where_it_was_stopped(folder, tiny, monkeypatch):
         if (px, engine) == (512, stop): raise KeyboardInterrupt
         called.append((engine, px, hole, model, repeats))
         return dict(engine=engine, px=px, hole=hole, seconds=1., peak_mib=9)
-    monkeypatch.setattr(lib, "bench_case", case)
-    monkeypatch.setattr(lib, "onnx_file", lambda model, engines: contextlib.nullcontext("net.onnx"))
+    monkeypatch.setattr(clocks, "bench_case", case)
+    monkeypatch.setattr(clocks, "onnx_file", lambda model, engines: contextlib.nullcontext("net.onnx"))
     out, how = folder/"speed.json", dict(sizes=(256, 512, 8000), holes=(0.05,))
     out.write_text(json.dumps(dict(rows=[dict(engine="other", px=1), dict(engine="torch", px=2)])))
     stop = "onnxruntime"
-    with pytest.raises(KeyboardInterrupt): lib.bench_inpaint(out, folder/"run", **how)
+    with pytest.raises(KeyboardInterrupt): clocks.bench_inpaint(out, folder/"run", **how)
     assert [c[:2] for c in called] == [("torch", 256), ("torch", 512), ("torch", 8000), ("onnxruntime", 256)] and len(read_json(out)["rows"]) == 2
     stop = None
-    rows = lib.bench_inpaint(out, folder/"run", **how)["rows"]
+    rows = clocks.bench_inpaint(out, folder/"run", **how)["rows"]
     assert [c[:2] for c in called[4:]] == [("onnxruntime", 512)], "what was measured is not measured again, and 8,000 px are not taken whole"
     assert [r["engine"] for r in rows] == ["torch"]*3 + ["onnxruntime"]*2 + ["other"] and read_json(out)["rows"] == rows and not Path(f"{out}.part").exists()
     assert [c[3:] for c in called] == [(folder/"run", 3)]*2 + [(folder/"run", 1)] + [("net.onnx", 3)]*2
-    rows = lib.bench_inpaint(out, folder/"run", engines=("torch",), **how)["rows"]
+    rows = clocks.bench_inpaint(out, folder/"run", engines=("torch",), **how)["rows"]
     assert [r["engine"] for r in rows] == ["torch"]*3 + ["onnxruntime"]*2 + ["other"] and len(called) == 8
     Path(f"{out}.part").write_text(json.dumps(dict(config=dict(model="another"), rows=rows)))
-    lib.bench_inpaint(out, folder/"run", **how)
+    clocks.bench_inpaint(out, folder/"run", **how)
     assert len(called) == 13
 
 
@@ -485,22 +494,22 @@ def test_a_case_of_the_bench(folder, tmp_path):
     onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     graph = ('<ir_version: 8, opset_import: ["": 18]> g (uint8[n,h,w,c] image, uint8[n,h,w] mask) => (uint8[n,h,w,c] out) { out = Identity(image) }')
     onnx.save(onnx.parser.parse_model(graph), tmp_path/"same.onnx")
-    row = lib.bench_case(64, 0.2, tmp_path/"same.onnx", 2, 1, "onnxruntime")
+    row = clocks.bench_case(64, 0.2, tmp_path/"same.onnx", 2, 1, "onnxruntime")
     assert (row["engine"], row["px"], row["hole"], row["threads"], row["windows"], row["size"]) == ("onnxruntime", 64, 0.2, 1, 1, 64) and row["seconds"] > 0
     if os.path.exists("/proc/self/status"):
         own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])/1024
         assert row["start_mib"] <= row["peak_mib"] < 0.8*own, "this process has torch, that one has not"
-    row = lib.bench_case(64, 0.2, folder/"run", 1, 1)
+    row = clocks.bench_case(64, 0.2, folder/"run", 1, 1)
     assert row["engine"] == "torch" and row["windows"] >= 1 and row["size"] == 16
-    row = lib.bench_case(64, 0.2, folder/"run", 1, 1, limit=2**28)
+    row = clocks.bench_case(64, 0.2, folder/"run", 1, 1, limit=2**28)
     assert row == dict(engine="torch", px=64, hole=0.2, threads=1, failed="needs more than the 0.2 GiB of memory that were free")
-    with pytest.raises(InputError, match="case of 64 px failed"): lib.bench_case(64, 0.2, tmp_path/"none.onnx", 1, 1, "onnxruntime")
+    with pytest.raises(InputError, match="case of 64 px failed"): clocks.bench_case(64, 0.2, tmp_path/"none.onnx", 1, 1, "onnxruntime")
 
 
 def test_table_of_the_bench():
     rows = [dict(engine="torch", px=256, hole=0.05, windows=1200, seconds=1.234, peak_mib=1700), dict(engine="torch", px=512, hole=0.4, windows=2, seconds=2., peak_mib=9),
             dict(engine="onnxruntime", px=256, hole=0.05, windows=1, seconds=0.5, peak_mib=8), dict(engine="onnxruntime", px=4000, hole=0.05, failed="needs more")]
-    assert lib.speed_rows(rows) == [["px", "hole", "windows", "torch, s", "onnxruntime, s", "torch, MiB", "onnxruntime, MiB"],
+    assert clocks.speed_rows(rows) == [["px", "hole", "windows", "torch, s", "onnxruntime, s", "torch, MiB", "onnxruntime, MiB"],
                                     [256, "5%", "1,200", "1.23", "0.50", "1,700", "8"], [512, "40%", "2", "2.00", "", "9", ""],
                                     [4000, "5%", "", "", "too large", "", "too large"]]
 
@@ -509,14 +518,14 @@ def test_compare_writes_numbers_only(folder, tiny):
     for d in ("images", "masks", "results"): (folder/"set"/d).mkdir(parents=True)
     a, m = picture(1, 64, 64, 3), stroke_mask(np.random.default_rng(0), 64, (0.2, 0.3))
     for d, x in (("images", a), ("masks", 255*m), ("results", np.where(m[..., None] > 0, a, 128).astype(np.uint8))): Image.fromarray(x).save(folder/"set"/d/"1.png")
-    record = lib.compare_others(folder/"set", folder/"compare.json", tiny)
+    record = experiments.compare_others(folder/"set", folder/"compare.json", tiny)
     assert record["rows"][0]["set"] == "set" and abs(record["rows"][0]["theirs"]["hole_l1"] - np.abs(a[m == 0]/255. - 128/255).mean()) < 1e-6
     assert str(folder) not in (folder/"compare.json").read_text()
     Image.fromarray(255*(1 - m)).save(folder/"set"/"masks"/"1.png")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(InputError, match="polarity"): lib.compare_others(folder/"set", folder/"compare.json", tiny)
-    with pytest.raises(InputError, match="no cases"): lib.compare_others(folder/"run", folder/"compare.json", tiny)
+        with pytest.raises(InputError, match="polarity"): experiments.compare_others(folder/"set", folder/"compare.json", tiny)
+    with pytest.raises(InputError, match="no cases"): experiments.compare_others(folder/"run", folder/"compare.json", tiny)
 
 
 def test_recorded_results_are_there():

@@ -17,14 +17,18 @@ from fastai.optimizer import Adam
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from pconv_course.core import InputError
-from pconv_course.fast import FastPConvUNet, build_unet, kernels
-from pconv_course.learner import (BareTwin, DevicePrecision, EncoderBNFreeze, MaskCallback, PConvLearner, check_sizes, fit_log,
-                                  hole_l1_error, inpaint_batch, loss_terms, mask_generator, masked_batch, paper_adam, pconv_learner,
-                                  psnr, ssim, term_names)
-from pconv_course.losses import PAPER_WEIGHTS, InpaintLoss, random_features
+from pconv_course.base.core import InputError
+from pconv_course.fast import FastPConvUNet, kernels
+from pconv_course.networks import build_unet
+from pconv_course.lab.clocks import BareTwin
+from pconv_course.learner import (EncoderBNFreeze, MaskCallback, PConvLearner, check_sizes, fit_log, inpaint_batch, loss_metrics, mask_generator,
+    masked_batch, pconv_learner, term_names)
+from pconv_course.metrics import hole_l1_error, psnr, ssim
+from pconv_course.step import DevicePrecision, paper_adam
+from pconv_course.losses import random_features
+from pconv_course.objective import PAPER_WEIGHTS, InpaintLoss
 from pconv_course.masks import MaskBank
-from pconv_course.train import Through
+from pconv_course.recipe import Through
 from pconv_course.unet import PConvUNet
 
 SIZE = 32
@@ -281,7 +285,7 @@ def test_columns_add_up_and_carry_their_weights():
 
 def test_term_metric_weighs_by_batch_size():
     loss = InpaintLoss.pixels()
-    small, whole = (Learner(make_dls(bs), net(), loss, metrics=loss_terms(loss), cbs=MaskCallback(BANK)) for bs in (4, 6))
+    small, whole = (Learner(make_dls(bs), net(), loss, metrics=loss_metrics(loss), cbs=MaskCallback(BANK)) for bs in (4, 6))
     with small.no_bar(), whole.no_bar():
         for a, b in zip(small.validate(), whole.validate(), strict=True):
             assert a == pytest.approx(b, rel=1e-5)

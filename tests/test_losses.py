@@ -15,10 +15,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from pconv_course import losses
-from pconv_course.core import InputError, sha256_of
-from pconv_course.losses import (FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, ChunkedLoss, FeatureNet, InpaintLoss, auto_chunk, check_weights,
-                                 chunk_times, gram, in_chunks, loss_hole, loss_perceptual, loss_style, loss_terms, loss_tv, loss_valid,
-                                 open_features, random_features, term_gradients, vgg16_features, vgg19_features, vgg_features)
+from pconv_course import objective
+from pconv_course.base.core import InputError, sha256_of
+from pconv_course.lab.clocks import chunk_times
+from pconv_course.losses import (FeatureNet, gram, loss_hole, loss_perceptual, loss_style, loss_tv, loss_valid, open_features, random_features,
+    vgg16_features, vgg19_features, vgg_features)
+from pconv_course.objective import (FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, ChunkedLoss, InpaintLoss, auto_chunk, check_weights, in_chunks, loss_terms,
+    term_gradients)
 
 
 def batch(b=2, h=16, w=16, seed=0, dtype=torch.float32, known=.6):
@@ -202,7 +205,7 @@ def test_pieces_are_as_large_as_asked_for():
     with torch.no_grad(): InpaintLoss(net, chunk=2)(out, gt, m)
     assert seen == [2]*6 + [1]*3
     seen.clear()
-    with patch.dict(losses.CHUNK_PIXELS, cpu=3*16*16): InpaintLoss(net)(out, gt, m)
+    with patch.dict(objective.CHUNK_PIXELS, cpu=3*16*16): InpaintLoss(net)(out, gt, m)
     assert seen == [3]*3 + [2]*3
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from pconv_course.core import InputError
-from pconv_course.masks import (BUCKETS, DIRECTIONS, KINDS, MaskBank, MaskWarning, bucket_of, central_mask, hole_depth,
-                                hole_ratio, line_ellipse_mask, load_masks, pixel_range, placements, read_mask, resize_nearest,
-                                soft_mask, sparse_mask, stroke_mask, touches_border, valid_mask, walks, whole)
+from pconv_course.base.core import InputError
+from pconv_course.base.pictures import MaskWarning, read_mask, resize_nearest, soft_mask, valid_mask
+from pconv_course.masks import (BUCKETS, DIRECTIONS, KINDS, MaskBank, bucket_of, central_mask, hole_depth, hole_ratio, line_ellipse_mask, load_masks,
+    pixel_range, placements, sparse_mask, stroke_mask, touches_border, brush_paths, whole_numbers)
 
 STROKE = "514ce9ca1b9bda9c08ffd7f6a13820f5b2cecad4fd58bb90af7fdadc4cd4776f"
 SMALL = {
@@ -122,8 +122,8 @@ def test_buckets_include_their_upper_end_only():
 
 
 def test_whole_numbers_are_equally_often_also_below_zero():
-    assert np.unique(whole(np.arange(290)/290, -14, 15), return_counts=True)[1].tolist() == [10]*29
-    turns = walks(rng_of(0), 4096, 400, 12, (0.01, 0.02), 12)
+    assert np.unique(whole_numbers(np.arange(290)/290, -14, 15), return_counts=True)[1].tolist() == [10]*29
+    turns = brush_paths(rng_of(0), 4096, 400, 12, (0.01, 0.02), 12)
     a, b = np.diff(turns[:, 1:-1].astype(float), axis=1)[:, :-1], np.diff(turns[:, 1:-1].astype(float), axis=1)[:, 1:]
     inside = (turns.min((1, 2)) > 100) & (turns.max((1, 2)) < 3996)
     left = ((a[..., 0]*b[..., 1] - a[..., 1]*b[..., 0]) > 0)[inside].mean()

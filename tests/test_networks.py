@@ -13,13 +13,15 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from pconv_course import evaluate as E
-from pconv_course.core import InputError, read_json
-from pconv_course.fast import FastPConvUNet, PlainUNet, build_unet, flops
-from pconv_course.inpaint import inpaint, open_model
+from pconv_course import evaluation
+from pconv_course.base.core import InputError, read_json
+from pconv_course.fast import FastPConvUNet, flops
+from pconv_course.networks import PlainUNet, build_unet
+from pconv_course.inpainting import inpaint, open_model
 from pconv_course.networks import GatedConv2d, GatedUNet
-from pconv_course.pretrained import load_model
-from pconv_course.train import Phase, Recipe, recipe_from, recipe_model, recipe_with, saved_before, train
+from pconv_course.weights import load_model
+from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_model, recipe_with, saved_before
+from pconv_course.runs.train import train
 from pconv_course.unet import PConvUNet
 
 NETWORKS = ('partial', 'plain', 'gated')
@@ -312,14 +314,14 @@ def test_inpaint_and_evaluate_take_it(runs, network, tmp_path):
     mask[10:30, 20:40] = 0
     out = np.asarray(inpaint(photo, mask, hole='black', model=open_model(runs/network)))
     assert out.shape == (48, 60, 3) and (out[mask == 1] == np.asarray(photo)[mask == 1]).all() and (out[mask == 0] != np.asarray(photo)[mask == 0]).any()
-    method = E.network(runs/network/'model.safetensors')
-    assert method.sha256 != E.network(runs/dict(partial='gated', plain='partial', gated='plain')[network]/'model.safetensors').sha256
+    method = evaluation.network(runs/network/'model.safetensors')
+    assert method.sha256 != evaluation.network(runs/dict(partial='gated', plain='partial', gated='plain')[network]/'model.safetensors').sha256
 
 
 def test_onnx_takes_it(runs, network, tmp_path):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
-    from pconv_course.export import export_onnx, open_onnx, run_onnx, run_torch
+    from pconv_course.tools.onnx import export_onnx, open_onnx, run_onnx, run_torch
     net, config = load_model(runs/network)
     assert export_onnx(net, tmp_path/'net.onnx', config)['worst'] <= 1
     g = np.random.default_rng(0)

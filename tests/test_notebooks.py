@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parent.parent
-NBS = sorted(p for p in (TOP / "nbs").glob("*.ipynb") if not p.name.startswith("_"))
+NBS = sorted(p for p in (TOP / "nbs").rglob("*.ipynb") if not p.name.startswith((".", "_")))
 
 pytestmark = pytest.mark.dev
 
@@ -24,7 +24,7 @@ def run_alone(nb):
     return out.returncode == 0 and out.stdout.strip().splitlines()[-1:] == ["Success."], out.stdout[-4000:] + out.stderr[-4000:]
 
 
-@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.relative_to(TOP / "nbs").with_suffix("").as_posix())
 def test_notebook_runs(nb):
     ok, text = run_alone(nb)
     assert ok, text

@@ -5,9 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pconv_course.core import InputError, read_json
-from pconv_course.pretrained import blend, load_pretrained, pack_weights, pretrained_info, score_parts, weights_hash
-from pconv_course.train import Phase, Recipe, train
+from pconv_course.base.core import InputError, read_json
+from pconv_course.tools.pack import blend, pack_weights, score_parts
+from pconv_course.weights import load_pretrained, pretrained_info, weights_hash
+from pconv_course.recipe import Phase, Recipe
+from pconv_course.runs.train import train
 
 
 @pytest.fixture(scope="module")

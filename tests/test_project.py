@@ -13,9 +13,12 @@ import yaml
 
 TOP = Path(__file__).resolve().parent.parent
 PKG = TOP / "pconv_course"
-NBS = sorted(p for p in (TOP / "nbs").glob("*.ipynb") if not p.name.startswith("_"))
-CHAPTERS = [p for p in NBS if p.name[0].isdigit()]
-MODULES = sorted(p.stem for p in PKG.glob("*.py") if not p.stem.startswith("_"))
+NBS = sorted(p for p in (TOP / "nbs").rglob("*.ipynb") if not p.name.startswith((".", "_")))
+NOTES = [p for p in NBS if p.name not in ("index.ipynb", "00_start.ipynb")]  # what exports code or is an experiment
+MODULES = sorted(".".join(p.relative_to(PKG).with_suffix("").parts) for p in PKG.rglob("*.py") if not p.stem.startswith("_"))
+
+
+def name(nb): return nb.relative_to(TOP / "nbs").as_posix()
 
 
 def cells(nb): return json.loads(nb.read_text(encoding="utf-8"))["cells"]
@@ -38,11 +41,11 @@ def copy(tmp_path_factory):
 @pytest.mark.dev
 def test_export_in_step(copy):
     "Deleting every generated module and exporting again gives the same files: no stale, missing or hand-edited module."
-    for p in (copy / "pconv_course").glob("*.py"):
+    for p in (copy / "pconv_course").rglob("*.py"):
         if p.name != "__init__.py": p.unlink()
     out = run(sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=copy)
     assert out.returncode == 0, out.stdout + out.stderr
-    here, there = ({p.name: p.read_text(encoding="utf-8") for p in d.glob("*.py")} for d in (PKG, copy / "pconv_course"))
+    here, there = ({p.relative_to(d).as_posix(): p.read_text(encoding="utf-8") for p in d.rglob("*.py")} for d in (PKG, copy / "pconv_course"))
     assert sorted(here) == sorted(there)
     differ = [n for n in here if here[n] != there[n]]
     assert not differ, f"{differ} differ from their notebooks: run nbdev_export, and edit notebooks, not modules"
@@ -53,7 +56,7 @@ def test_notebooks_clean(copy):
     "nbdev_clean has nothing left to do."
     out = run(sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean()", cwd=copy)
     assert out.returncode == 0, out.stdout + out.stderr
-    dirty = [p.name for p in NBS if p.read_text(encoding="utf-8") != (copy / "nbs" / p.name).read_text(encoding="utf-8")]
+    dirty = [name(p) for p in NBS if p.read_text(encoding="utf-8") != (copy / "nbs" / name(p)).read_text(encoding="utf-8")]
     assert not dirty, f"{dirty} hold metadata or counts: run nbdev_clean"
 
 
@@ -64,7 +67,7 @@ def test_site_notebooks_process(copy):
             "refresh_quarto_yml(); nbdev_sidebar.__wrapped__(); proc_nbs(n_workers=0)")
     out = run(sys.executable, "-c", code, cwd=copy)
     assert out.returncode == 0, out.stdout + out.stderr
-    assert {p.name for p in (copy / "_proc").glob("*.ipynb")} == {p.name for p in NBS}
+    assert {p.relative_to(copy / "_proc").as_posix() for p in (copy / "_proc").rglob("*.ipynb")} == {name(p) for p in NBS}
 
 
 @pytest.mark.dev
@@ -102,10 +105,10 @@ def test_package_is_light_and_lazy(tmp_path):
     assert out.returncode == 0, out.stderr
 
 
-def test_one_module_per_chapter():
-    "A chapter and its module share the name (01_pconv -> pconv.py), and no module is an orphan."
-    exports = {nb.stem: m.group(1) for nb in CHAPTERS if (m := re.search(r"^#\|\s*default_exp\s+(\w+)", "\n".join(map(source, cells(nb))), re.M))}
-    assert all(stem.split("_", 1)[1] == mod for stem, mod in exports.items()), exports
+def test_one_module_per_notebook():
+    "A notebook and its module share name and folder (04_unet -> unet, runs/checkpoint -> runs.checkpoint), and no module is an orphan."
+    exports = {name(nb): m.group(1) for nb in NBS if (m := re.search(r"^#\|\s*default_exp\s+([\w.]+)", "\n".join(map(source, cells(nb))), re.M))}
+    assert all(re.sub(r"^\d\d_", "", n.removesuffix(".ipynb")).replace("/", ".") == mod for n, mod in exports.items()), exports
     assert sorted(exports.values()) == MODULES
 
 
@@ -126,7 +129,7 @@ PATHS = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|private)/\w")
 DEBRIS = re.compile(r"\r|█|━|\d+%\|")
 
 
-@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("nb", NBS, ids=name)
 def test_stored_outputs_are_clean(nb):
     "Executed, no error, no home path, no progress-bar debris, no warning, under 1 MB."
     assert nb.stat().st_size < 1_000_000
@@ -137,7 +140,7 @@ def test_stored_outputs_are_clean(nb):
     assert not PATHS.findall(text) and not DEBRIS.findall(text) and "Warning" not in text, text[:2000]
 
 
-@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("nb", NBS, ids=name)
 def test_notebook_opens_as_the_site_expects(nb):
     "The first cell is a level-one title and a one-line description; imports stand alone in their cells."
     first = source(cells(nb)[0])
@@ -149,7 +152,7 @@ def test_notebook_opens_as_the_site_expects(nb):
         assert len(kinds) < 2, f"imports mixed with other code (the site's processing would run it):\n{code}"
 
 
-@pytest.mark.parametrize("nb", CHAPTERS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("nb", NOTES, ids=name)
 def test_cells_stay_short(nb):
     long = [source(c) for c in cells(nb) if c["cell_type"] == "code"
             and sum(bool(l.strip()) and not l.lstrip().startswith("#|") for l in source(c).splitlines()) > 25]
@@ -159,13 +162,13 @@ def test_cells_stay_short(nb):
 def test_figures_are_labelled():
     "Every stored picture has a label of its own, a caption, and a text for those who can't see it."
     labels, bare = [], []
-    for nb in CHAPTERS:
+    for nb in NOTES:
         for c in cells(nb):
             if c["cell_type"] != "code": continue
             src = source(c)
             labels += re.findall(r"^#\|\s*label:\s*(\S+)", src, re.M)
             if any(k.startswith("image/") for o in c["outputs"] for k in o.get("data", {})):
-                if not all(re.search(rf"^#\|\s*{k}:", src, re.M) for k in ("label", "fig-cap", "fig-alt")): bare.append(f"{nb.name}: {src[:200]}")
+                if not all(re.search(rf"^#\|\s*{k}:", src, re.M) for k in ("label", "fig-cap", "fig-alt")): bare.append(f"{name(nb)}: {src[:200]}")
     assert not bare, "\n\n".join(bare)
     assert len(labels) == len(set(labels)), sorted(l for l in labels if labels.count(l) > 1)
     assert all(l.startswith(("fig-", "tbl-")) for l in labels), labels
@@ -189,14 +192,14 @@ def test_site_configuration():
     "The site's configuration parses, and its sidebar lists every notebook exactly once."
     conf = yaml.safe_load((TOP / "_quarto.yml").read_text(encoding="utf-8"))
     assert yaml.safe_load((TOP / "nbs/_quarto.yml").read_text(encoding="utf-8")) == {"metadata-files": ["../_quarto.yml", "nbdev.yml"]}
-    listed = re.findall(r"[\w-]+\.ipynb", json.dumps(conf["website"]["sidebar"]))
-    assert sorted(listed) == sorted(p.name for p in NBS)
+    listed = re.findall(r"[\w/-]+\.ipynb", json.dumps(conf["website"]["sidebar"]))
+    assert sorted(listed) == sorted(map(name, NBS))
     for f in (TOP / ".github/workflows").glob("*.y*ml"): assert yaml.safe_load(f.read_text(encoding="utf-8"))["jobs"]
 
 
 def test_readme_has_every_chapter():
     text = (TOP / "README.md").read_text(encoding="utf-8")
-    titles = {nb.name: source(cells(nb)[0]).splitlines()[0].removeprefix("# ") for nb in CHAPTERS}
+    titles = {nb.name: source(cells(nb)[0]).splitlines()[0].removeprefix("# ") for nb in NBS if nb.name[0].isdigit()}
     assert not {n: t for n, t in titles.items() if t not in text or f"nbs/{n}" not in text}
 
 

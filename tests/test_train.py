@@ -18,13 +18,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from pconv_course.core import InputError
-from pconv_course.losses import PAPER_WEIGHTS, loss_perceptual, random_features
-from pconv_course.runs import (BarReport, LineReport, Position, RestOfEpoch, TrainingInterrupted, flatten, latest_checkpoint, load_checkpoint, read_log,
-                               reporter, rng_state, save_checkpoint, total_epochs, unflatten)
+from pconv_course.base.core import InputError
+from pconv_course.losses import loss_perceptual, random_features
+from pconv_course.objective import PAPER_WEIGHTS
+from pconv_course.runs.checkpoint import flatten, latest_checkpoint, load_checkpoint, save_checkpoint, unflatten
+from pconv_course.runs.progress import BarReport, LineReport, reporter
+from pconv_course.runs.run import TrainingInterrupted, read_log
+from pconv_course.training import Position, RestOfEpoch, rng_state, total_epochs
 from pconv_course.fast import FastPConvUNet
-from pconv_course.train import (FIRST, PRESETS, Phase, Recipe, average_decay, learning_rate, load_model, phase_part, recipe_diff, recipe_from,
-                                recipe_from_json, recipe_learner, recipe_loss, recipe_with, train)
+from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_with)
+from pconv_course.runs.train import train
+from pconv_course.training import average_decay, learning_rate, phase_part
+from pconv_course.weights import load_model
 from pconv_course.unet import PConvUNet
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'

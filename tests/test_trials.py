@@ -10,17 +10,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pconv_course.core import InputError, read_json
+from pconv_course.base.core import InputError, read_json
 from pconv_course.data import open_faces
-from pconv_course.losses import FEATURE_TERMS, InpaintLoss
-from pconv_course.runs import RunCallback, public_recipe
-from pconv_course.train import Phase, Recipe, learning_rate, recipe_from, recipe_learner, recipe_with
-from pconv_course.trials import (PLANS, TWISTS, HeldOut, ImageRun, Plan, Variant, jobs, record_plan, run_plan, run_trials, show_trials, step_flop, summary, trial, trial_key,
-                                 trial_table, work_until)
+from pconv_course.objective import FEATURE_TERMS, InpaintLoss
+from pconv_course.recipe import public_recipe
+from pconv_course.training import RunCallback
+from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_learner, recipe_with
+from pconv_course.training import learning_rate
+from pconv_course.evaluation import HeldOut
+from pconv_course.lab.trials import (PLANS, TWISTS, ImageRun, TrialPlan, Variant, jobs, record_plan, run_plan, run_trials, show_trials, step_flop, summary,
+    trial, trial_key, trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
 TINY = Recipe(size=32, n_faces=60, valid=0.2, masks='stroke', n_masks=20, depth=3, width=6, bs=4, phases=(Phase(3e-3, share=3), Phase(6e-4, freeze_bn=True)))
-PLAN = Plan('tiny', TINY, 64, (Variant('base', seeds=2), Variant('cosine', dict(phases=(Phase(3e-3, schedule='cosine'),)), seeds=2)), points=2)
+PLAN = TrialPlan('tiny', TINY, 64, (Variant('base', seeds=2), Variant('cosine', dict(phases=(Phase(3e-3, schedule='cosine'),)), seeds=2)), points=2)
 
 
 class Spy(RunCallback):
@@ -237,7 +240,7 @@ def test_plans_can_be_made():
 
 def test_another_file_is_another_trial(tmp_path):
     "Features and start count by what is in them, a run's folder by its network; their names and places don't."
-    from pconv_course.trials import entries
+    from pconv_course.lab.trials import entries
     for name in ('a', 'b', 'c'): (tmp_path/name).mkdir()
     for name, text in dict(a='one', b='one', c='two').items(): (tmp_path/name/'model.safetensors').write_text(text)
     key = lambda **change: trial_key(entries(recipe_with(TINY, **change)))

@@ -17,12 +17,12 @@ pytest.importorskip("anywidget", reason="needs the extra 'app'")
 import torch
 from PIL import Image
 
-from pconv_course import widget
-from pconv_course.commands import pconv_app
-from pconv_course.core import InputError
-from pconv_course.fast import build_unet
-from pconv_course.widget import (DEEDS, RANDOM, STATIC, Canvas, History, InpaintWidget, State, app, from_png, hole_from_png, hole_png,
-                                 open_photo, png, random_hole, view_of, write_app)
+from pconv_course.tools import widget
+from pconv_course.cli import pconv_app
+from pconv_course.base.core import InputError
+from pconv_course.networks import build_unet
+from pconv_course.tools.widget import (DEEDS, RANDOM, STATIC, HoleCanvas, History, InpaintWidget, State, app, from_png, hole_from_png, hole_png,
+    photo_from_bytes, png, random_hole, view_of, write_app)
 
 
 def red(image, known):
@@ -77,7 +77,7 @@ def test_every_key_of_the_page_is_a_deed_and_every_trait_exists():
     deeds = re.findall(r': "(\w+)"', keys) + re.findall(r'do: "(\w+)"', js)
     assert len(deeds) >= 8 and set(deeds) <= set(DEEDS)
     traits = set(re.findall(r'model\.get\("(\w+)"\)', js)) | set(re.findall(r"change:(\w+)", js))
-    assert len(traits) >= 9 and traits <= set(Canvas().keys), traits - set(Canvas().keys)
+    assert len(traits) >= 9 and traits <= set(HoleCanvas().keys), traits - set(HoleCanvas().keys)
 
 
 def test_the_javascript_fetches_nothing_and_stays_short():
@@ -219,11 +219,11 @@ def test_kinds_of_photos(tmp_path):
     Image.fromarray(photo()).save(tmp_path/"turned.jpg", exif=exif)
     for source, size in [(tmp_path/"a.png", (90, 60)), (str(tmp_path/"turned.jpg"), (60, 90)), (Image.fromarray(photo()), (90, 60)),
                          (photo(), (90, 60)), (photo()[..., 0], (90, 60)), (png(photo()), (90, 60)), (None, (256, 256))]:
-        assert open_photo(source).size == size
+        assert photo_from_bytes(source).size == size
     for mode, want in dict(P="RGB", CMYK="RGB", L="L", LA="LA", RGBA="RGBA").items():
-        assert open_photo(Image.fromarray(photo()).convert(mode)).mode == want
+        assert photo_from_bytes(Image.fromarray(photo()).convert(mode)).mode == want
     for bad in (photo()/255, Image.fromarray(np.zeros((9, 9), np.uint16)), Image.fromarray(np.zeros((9, 9), np.float32))):
-        with pytest.raises(InputError): open_photo(bad)
+        with pytest.raises(InputError): photo_from_bytes(bad)
     with pytest.raises(InputError): InpaintWidget(b"junk")
 
 

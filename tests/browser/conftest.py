@@ -20,7 +20,7 @@ SHOTS = Path(os.environ.get("PCONV_SHOTS", "")) if os.environ.get("PCONV_SHOTS")
 # Two widgets on one page. The fill paints red, so that a changed pixel is a changed pixel; it says what it was given.
 CELLS = ["""import numpy as np
 from PIL import Image
-from pconv_course.widget import InpaintWidget
+from pconv_course.tools.widget import InpaintWidget
 def red(image, known): return Image.fromarray(np.where(known[..., None] > 0, np.asarray(image), (255, 0, 0)).astype(np.uint8))
 def photo(level): return np.repeat(np.linspace(level, level + 60, 200).astype(np.uint8)[None, :, None], 150, 0).repeat(3, 2)
 first, second = InpaintWidget(photo(40), fill=red), InpaintWidget(photo(120), fill=red)""", "first", "second"]
