@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['BUCKETS', 'DIRECTIONS', 'KINDS', 'FIELDS', 'hole_ratio', 'bucket_of', 'hole_depth', 'touches_border', 'whole_numbers',
            'mirror_table', 'brush_paths', 'pixel_range', 'fill_to_ratio', 'widths', 'stroke_mask', 'sparse_mask',
-           'ellipses', 'line_ellipse_mask', 'central_mask', 'PackedMasks', 'shift_limits', 'placements', 'take_bits',
-           'spread_by_ratio', 'MaskSampler', 'write_npz', 'read_npz', 'pack_masks', 'MaskBank', 'load_masks',
-           'half_mask', 'half_bank']
+           'ellipses', 'line_ellipse_mask', 'central_mask', 'half_mask', 'PackedMasks', 'shift_limits', 'placements',
+           'take_bits', 'spread_by_ratio', 'MaskSampler', 'write_npz', 'read_npz', 'pack_masks', 'MaskBank',
+           'load_masks', 'half_bank']
 
-# %% ../nbs/02_masks.ipynb #bdd99675
+# %% ../nbs/02_masks.ipynb #edcb4c74
 import hashlib
+import inspect
 import json
 import math
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, wraps
 
 # %% ../nbs/02_masks.ipynb #3c644698
 import cv2
@@ -251,11 +252,34 @@ def central_mask(
         if (m := draw(rng, size, first, last)) is not None: return m
     raise InputError(f"found no {shape} with a hole ratio in {ratio} at {size} px; widen the range")
 
+# %% ../nbs/02_masks.ipynb #d00d191d
+def half_mask(
+    rng: np.random.Generator,  # source of chance
+    size: int = 256,  # side, px
+    ratio: tuple = (0.4, 0.6),  # hole ratio (lo, hi]; only what lies about a half can be had
+) -> np.ndarray:
+    "Left or right half as hole, up to an uneven line down the middle: mask (size,size) uint8, 1 = known. Raises `InputError`."
+    first, last = pixel_range(size, ratio)
+    for _ in range(200):
+        walk = rng.integers(-1, 2, size).cumsum()
+        known = np.arange(size) < (size//2 + np.clip(walk - int(round(walk.mean())), -(size//16), size//16))[:, None]
+        known = known if rng.integers(2) else ~known
+        if first <= size*size - known.sum() <= last: return known.astype(np.uint8)
+    raise InputError(f"half of a picture is no hole with a ratio in {ratio}; widen the range")
+
 # %% ../nbs/02_masks.ipynb #80de499a
+def _usual(draw):
+    "`draw` as one kind among others: a ratio that is asked for narrows its own range."
+    own = inspect.signature(draw).parameters["ratio"].default
+    @wraps(draw)
+    def mask(rng, size=256, ratio=own): return draw(rng, size=size, ratio=(max(ratio[0], own[0]), min(ratio[1], own[1])))
+    return mask
+
 _blob_mask = partial(central_mask, shape="blob")
 _three = [stroke_mask, line_ellipse_mask, sparse_mask]
 KINDS = dict(stroke=[stroke_mask], line_ellipse=[line_ellipse_mask], sparse=[sparse_mask],
-             central=[central_mask, _blob_mask], mixed=[*_three, central_mask, *_three, _blob_mask])
+             central=[central_mask, _blob_mask], half=[half_mask], mixed=[*_three, central_mask, *_three, _blob_mask])
+KINDS["restore"] = [_usual(dict(s=stroke_mask, l=line_ellipse_mask, t=sparse_mask, r=central_mask, b=_blob_mask, h=half_mask)[k]) for k in "srlsbtsrhbsblsrtsbhs"]
 
 # %% ../nbs/02_masks.ipynb #738c4b11
 class PackedMasks:
@@ -341,7 +365,13 @@ def spread_by_ratio(
 # %% ../nbs/02_masks.ipynb #e6d33ab2
 class MaskSampler:
     "Draws masks on any device; a part of `MaskBank`."
-    room = cached_property(lambda self: torch.from_numpy(shift_limits(self)))
+    @cached_property
+    def room(self):
+        "The room to move of each mask. Halves have none: shifted they would be bands."
+        draw, room = KINDS.get(self.info.get("kind"), [None]), shift_limits(self)
+        room[[getattr(draw[i % len(draw)], "__wrapped__", draw[i % len(draw)]) is half_mask for i in range(len(self))]] = 0
+        return torch.from_numpy(room)
+
     unmoved = cached_property(lambda self: torch.arange(math.prod(self.shape)).reshape(1, *self.shape))
 
     def sample(self,
@@ -404,7 +434,7 @@ class MaskBank(PackedMasks, MaskSampler):
         n: int = 1000,  # how many masks
         size: int = 256,  # side, px
         seed: int = 0,  # the same seed, the same bits
-        kind: str = "stroke",  # 'stroke', 'line_ellipse', 'sparse', 'central' or 'mixed': these four in turn
+        kind: str = "stroke",  # 'stroke', 'line_ellipse', 'sparse', 'central', 'half', 'mixed': the first four in turn; or 'restore'
         ratio: tuple | None = None,  # hole ratio (lo, hi]; None: the default of the kind
     ):
         "A bank of generated masks; a shorter one is the beginning of a longer one. Raises `InputError`."
@@ -443,18 +473,6 @@ def load_masks(
     bank = MaskBank(packed, shape, names, info)
     _doubt(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
     return bank
-
-# %% ../nbs/02_masks.ipynb #822c0014
-def half_mask(
-    rng,  # a numpy Generator
-    size=64,  # side, px
-):
-    "One half of the picture is the hole, left or right, up to an uneven line down the middle: mask (size,size) uint8, 1 = known."
-    import numpy as np
-    walk = rng.integers(-1, 2, size).cumsum()
-    line = size//2 + np.clip(walk - int(round(walk.mean())), -(size//16), size//16)
-    known = np.arange(size) < line[:, None]
-    return (known if rng.integers(2) else ~known).astype(np.uint8)
 
 # %% ../nbs/02_masks.ipynb #9d5890c5
 def half_bank(n, size, seed=0):

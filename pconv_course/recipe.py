@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../nbs/16_recipe.ipynb #cea3a672
+# %% ../nbs/16_recipe.ipynb #1a2c5343
 from .base.core import InputError, markdown_table, read_json
+from .critic import critic_complaints, CriticSpec
 from .data import face_dls
 from .learner import pconv_learner
 from .losses import open_features
@@ -27,6 +28,7 @@ from .masks import MaskBank
 from .networks import build_unet
 from .objective import check_weights, FEATURE_TERMS, InpaintLoss, PAPER_WEIGHTS, PIXEL_WEIGHTS
 from .pconv import FORMULAS
+from .step import paper_adam
 
 # %% ../nbs/16_recipe.ipynb #a72bad0d
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Phase:
     schedule: str = 'constant'  # 'constant', or 'cosine': half a cosine from `lr` down to `lr_end`
     lr_end: float = 0.  # where a cosine ends
     features: bool = True  # perceptual and style terms, where they have a weight? Without them a step costs a fraction
+    critic: bool = True  # does the critic act, where there is one?
 
 # %% ../nbs/16_recipe.ipynb #bc84b253
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Recipe(Task):
     features_reduce: int = 1  # features look at the picture reduced so many times by means
     ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
     start: str|None = None  # model.safetensors of a network of the same shape, to begin from; None: He initialisation
+    betas: tuple = (0.9, 0.999)  # Adam's decay of the mean gradient and of its square
+    critic: CriticSpec|None = None  # a critic that judges the fills while they are learnt (chapter 29), or its entries as a dict; None: none
     seed: int = 0  # of weights, order, flips and masks
     def __post_init__(self): normalise(self)
 
@@ -109,11 +114,15 @@ def complaints(r):
             if not is_positive(v := getattr(p, k)): yield f"phase {i} has {k}={v!r}: give a number above 0"
         if p.schedule not in ('constant', 'cosine'): yield f"phase {i} has schedule={p.schedule!r}: give constant or cosine"
         if not 0 <= p.lr_end <= p.lr: yield f"phase {i} has lr_end={p.lr_end!r}: give 0 to its lr, {p.lr:g}"
-        for k in ('freeze_bn', 'features'):
+        for k in ('freeze_bn', 'features', 'critic'):
             if getattr(p, k) not in (True, False): yield f"phase {i} has {k}={getattr(p, k)!r}: give True or False"
         if not is_whole(p.epochs, 1): yield f"phase {i} has epochs={p.epochs!r}: give a whole number of 1 or more"
     if is_whole(r.bs, 1) and is_whole(r.accumulate, 1) and r.bs % r.accumulate: yield f"accumulate={r.accumulate}: a batch of {r.bs} cannot be cut into so many equal pieces"
     if not r.phases: yield "no phases: give at least one"
+    if len(r.betas) != 2 or not all(0 <= b < 1 for b in r.betas): yield f"betas={r.betas}: give two decays, 0 or more and below 1"
+    if r.critic is not None:
+        yield from (f'critic: {o}' for o in critic_complaints(r.critic))
+        if r.phases and not any(p.critic for p in r.phases): yield "there is a critic, and no phase has critic=True: give it to one, or leave the critic out"
     if r.network != 'partial' and r.formula != 'paper': yield f"formula={r.formula!r} is for partial convolutions, and network={r.network!r} has none: leave it 'paper'"
     if not 0 <= r.ema < 1: yield f"ema={r.ema!r}: give a decay such as 0.999, or 0 for none"
     if r.chunk is not None and r.chunk != 'auto' and not is_whole(r.chunk, 1): yield f"chunk={r.chunk!r}: give images at a time, 1 or more, or 'auto'"
@@ -130,6 +139,8 @@ def normalise(r):
     try:
         fix('phases', tuple(p if isinstance(p, Phase) else Phase(**p) for p in r.phases))
         fix('hole_ratio', tuple(float(v) for v in r.hole_ratio))
+        fix('betas', tuple(float(v) for v in r.betas))
+        if r.critic is not None and not isinstance(r.critic, CriticSpec): fix('critic', CriticSpec(**r.critic))
         fix('weights', check_weights(r.weights))
         if r.start is not None: fix('start', str(r.start))
         problem = next(complaints(r), None)
@@ -141,12 +152,13 @@ def phase_text(r, i):
     "Phase `i` of the recipe `r` in words; '' when it has fewer."
     if i >= len(r.phases): return ''
     p, share = r.phases[i], r.phases[i].share/sum(q.share for q in r.phases)
-    return f"lr {p.lr:g}{f' to {p.lr_end:g} by a cosine' if p.schedule == 'cosine' else ''}, {p.epochs} epochs or {share:.0%} of the time{', encoder BN frozen' if p.freeze_bn else ''}{', no features' if uses_features(r) and not p.features else ''}"
+    return f"lr {p.lr:g}{f' to {p.lr_end:g} by a cosine' if p.schedule == 'cosine' else ''}, {p.epochs} epochs or {share:.0%} of the time{', encoder BN frozen' if p.freeze_bn else ''}{', no features' if uses_features(r) and not p.features else ''}{', no critic' if r.critic and not p.critic else ''}"
 
 def recipe_rows(*recipes):
     "A list of rows: key, then the value in each recipe as text."
     text = dict(valid=lambda r: str(r.valid or "the folder's split, else 0.1"), weights=lambda r: ', '.join(f'{k} {w:g}' for k, w in r.weights.items() if w),
-                hole_ratio=lambda r: '{:g} to {:g}'.format(*r.hole_ratio), n_faces=lambda r: str(r.n_faces or 'all'))
+                hole_ratio=lambda r: '{:g} to {:g}'.format(*r.hole_ratio), betas=lambda r: '{:g}, {:g}'.format(*r.betas),
+                critic=lambda r: str(r.critic or 'none'), n_faces=lambda r: str(r.n_faces or 'all'))
     rows = [[f.name, *(text.get(f.name, lambda r: str(getattr(r, f.name)))(r) for r in recipes)] for f in fields(Recipe) if f.name != 'phases']
     n = max(len(r.phases) for r in recipes)
     return rows + [[f'phase {i + 1}', *(phase_text(r, i) for r in recipes)] for i in range(n)]
@@ -218,7 +230,7 @@ def recipe_learner(
     r = recipe
     dls = face_dls(data, size=r.size, bs=r.bs, n=r.n_faces or None, valid=r.valid, seed=r.seed, num_workers=num_workers, device=device, flip=r.flip)
     bank = lambda n, seed: MaskBank.make(n=n, size=r.size, seed=seed, kind=r.masks, ratio=r.hole_ratio)
-    learn = pconv_learner(dls, bank(r.n_masks, r.seed), recipe_model(r).to(dls.device), recipe_loss(r), lr=r.phases[0].lr, seed=r.seed,
+    learn = pconv_learner(dls, bank(r.n_masks, r.seed), recipe_model(r).to(dls.device), recipe_loss(r), lr=r.phases[0].lr, seed=r.seed, opt_func=partial(paper_adam, mom=r.betas[0], sqr_mom=r.betas[1]),
                           valid_bank=bank(min(r.n_masks, 200), r.seed + 1), cbs=cbs)
     if r.precision != 'fp32': getattr(learn, f'to_{r.precision}')()
     learn.create_opt()

@@ -19,8 +19,9 @@ from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import get_model, num_distrib, rank_distrib, to_detach
 from fastcore.basics import patch
 
-# %% ../nbs/17_training.ipynb #f70c9771
+# %% ../nbs/17_training.ipynb #0e64f746
 from .base.core import InputError
+from .critic import RunCritic
 from .data import FaceDL
 from .recipe import uses_features
 
@@ -215,7 +216,8 @@ class TrainingWeights(RunCallback):
 # %% ../nbs/17_training.ipynb #b3643a63
 def step_callbacks(run):
     "The callbacks that decide what a step of a run computes."
-    return [PositionCallback(run), ScheduleCallback(run), *parts_callbacks(run.recipe, run.team.world), *([AverageCallback(run)] if run.recipe.ema else [])]
+    return [PositionCallback(run), ScheduleCallback(run), *parts_callbacks(run.recipe, run.team.world), *([RunCritic(run)] if run.recipe.critic else []),
+            *([AverageCallback(run)] if run.recipe.ema else [])]
 
 # %% ../nbs/17_training.ipynb #fe55eb0a
 class PartDL(FaceDL):

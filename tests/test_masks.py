@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from PIL import Image, ImageDraw
 
 from pconv_course.base.core import InputError
 from pconv_course.base.pictures import MaskWarning, read_mask, resize_nearest, soft_mask, valid_mask
-from pconv_course.masks import (BUCKETS, DIRECTIONS, KINDS, MaskBank, bucket_of, central_mask, hole_depth, hole_ratio, line_ellipse_mask, load_masks,
-    pixel_range, placements, sparse_mask, stroke_mask, touches_border, brush_paths, whole_numbers)
+from pconv_course.masks import (BUCKETS, DIRECTIONS, KINDS, MaskBank, bucket_of, central_mask, half_mask, hole_depth, hole_ratio, line_ellipse_mask,
+    load_masks, pixel_range, placements, shift_limits, sparse_mask, stroke_mask, touches_border, brush_paths, whole_numbers)
 
 STROKE = "514ce9ca1b9bda9c08ffd7f6a13820f5b2cecad4fd58bb90af7fdadc4cd4776f"
 SMALL = {
@@ -513,3 +514,32 @@ def test_the_module_needs_neither_fastai_nor_torchvision():
     code = "import sys, pconv_course.masks; print([m for m in ('fastai', 'torchvision', 'fastcore') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout.strip() == "[]"
     assert Path(sys.modules["pconv_course.masks"].__file__).name == "masks.py"
+
+
+# the mixture for restored faces
+
+def test_restore_is_mixed_as_it_says():
+    "Of twenty masks: seven strokes, seven central holes, two each of lines and ellipses, scribbles and halves."
+    names = [o.func.__name__ if hasattr(o, "func") else o.__name__ for o in (getattr(f, "__wrapped__", f) for f in KINDS["restore"])]
+    assert Counter(names) == dict(stroke_mask=7, central_mask=7, line_ellipse_mask=2, sparse_mask=2, half_mask=2)
+    assert (MaskBank.make(40, 32, kind="restore").packed == MaskBank.make(40, 32, kind="restore", ratio=(0.01, 0.6)).packed).all()
+
+
+def test_a_ratio_narrows_the_range_of_each_kind_in_restore():
+    bank = MaskBank.make(200, 64, kind="restore", ratio=(0.1, 0.55))
+    by = {f: [bank.ratios[i] for i in range(200) if getattr(g := KINDS["restore"][i % 20], "__wrapped__", g) is f] for f in (sparse_mask, half_mask, central_mask, stroke_mask)}
+    assert all(0.1 < r <= 0.2 for r in by[sparse_mask]) and all(0.4 < r <= 0.55 for r in by[half_mask])
+    assert all(0.15 < r <= 0.45 for r in by[central_mask]) and max(by[stroke_mask]) > 0.45
+    with pytest.raises(InputError, match="hole ratio"): MaskBank.make(20, 64, kind="restore", ratio=(0.3, 0.5))
+
+
+def test_halves_are_turned_and_flipped_and_stay_halves():
+    "Shifted by a part of the picture they would be bands; all four sides come."
+    drawn = MaskBank.make(30, 32, kind="half").sample(200, torch.Generator().manual_seed(0))[:, 0]
+    sides = torch.stack([(o == 0).all(1) for o in (drawn[:, 0], drawn[:, -1], drawn[:, :, 0], drawn[:, :, -1])], 1)
+    assert (sides.sum(1) == 1).all() and sides.sum(0).min() > 20
+
+
+def test_no_other_kind_has_other_room_than_before():
+    bank = MaskBank.make(48, 32, kind="mixed")
+    assert (bank.room.numpy() == shift_limits(bank)).all()

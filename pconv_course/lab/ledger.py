@@ -17,10 +17,10 @@ from pathlib import Path
 # %% ../../nbs/lab/ledger.ipynb #3df37ea7
 import numpy as np
 
-# %% ../../nbs/lab/ledger.ipynb #c65bc3ad
+# %% ../../nbs/lab/ledger.ipynb #250674b2
 from ..base.core import read_json
 from ..evaluation import row_of
-from ..intervals import bootstrap, FAILS, HOLDS, holds, OPEN
+from ..intervals import bootstrap, FAILS, holds, HOLDS, OPEN
 from .records import value
 from ..masks import BUCKETS
 

@@ -41,14 +41,19 @@ def memory_of(run, learn):
     m = learn.mask.train_masks(len(gt), 0, 0, gt.device)
     kept = saved_bytes(lambda: learn.loss_func(net(torch.where(m > 0.5, gt, 0.), m), gt, m), net)
     weights = sum(p.numel()*p.element_size() for p in net.parameters())*(5 if run.recipe.ema else 4)
+    if run.critic: weights += 4*sum(p.numel()*p.element_size() for p in run.critic.net.parameters())
     return dict(weights=weights, features=kept, peak=torch.cuda.max_memory_allocated(gt.device) if gt.is_cuda else None)
 
 # %% ../../nbs/runs/rehearsal.ipynb #143c2c28
+def kind_of(recipe, phase):
+    "What the cost of a step in `phase` depends on: are there features, and where there is a critic, does it act?"
+    return (phase.features, phase.critic) if recipe.critic else phase.features
+
 def seconds_per_image(run, learn, steps, warm):
-    "{with features?: seconds} of the kinds of steps that the phases of `run` have; its position is put back."
+    "{`kind_of`: seconds} of the kinds of steps that the phases of `run` have; its position is put back."
     was, minutes, seconds = run.position, run.minutes, {}
     run.minutes = None  # a budget would run on while we measure
-    for on, i in {p.features: i for i, p in enumerate(run.recipe.phases)}.items():
+    for on, i in {kind_of(run.recipe, p): i for i, p in enumerate(run.recipe.phases)}.items():
         run.position, watch = Position(phase=i), Stopwatch(run, steps, warm)
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[watch])
         seconds[on] = watch.seconds/(run.recipe.bs*steps)
@@ -56,11 +61,11 @@ def seconds_per_image(run, learn, steps, warm):
     return seconds
 
 def epochs_ahead(run, n_iter, costs):
-    "{with features?: epochs} still to come, for epochs of `n_iter` steps that take `costs` seconds; phases share a budget of minutes."
+    "{`kind_of`: epochs} still to come, for epochs of `n_iter` steps that take `costs` seconds; phases share a budget of minutes."
     r, p, ahead = run.recipe, run.position, dict.fromkeys(costs, 0.)
     ends = np.cumsum([q.share for q in r.phases])*60*(run.minutes or 0)/sum(q.share for q in r.phases)
-    for q, begin, end in zip(r.phases, [0, *ends], ends): ahead[q.features] += max(0, end - max(begin, p.seconds))/costs[q.features]
-    kinds = [] if run.minutes else [q.features for q in r.phases for _ in range(q.epochs)][p.epoch:]
+    for q, begin, end in zip(r.phases, [0, *ends], ends): ahead[kind_of(r, q)] += max(0, end - max(begin, p.seconds))/costs[kind_of(r, q)]
+    kinds = [] if run.minutes else [kind_of(r, q) for q in r.phases for _ in range(q.epochs)][p.epoch:]
     for i, on in enumerate(kinds): ahead[on] += 1 if i else 1 - p.iteration/n_iter
     return ahead
 

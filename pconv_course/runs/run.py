@@ -27,12 +27,13 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from PIL import Image
 
-# %% ../../nbs/runs/run.ipynb #aa5a5fad
+# %% ../../nbs/runs/run.ipynb #615095d3
 from ..base.core import atomic_path, InputError, sha256_of, write_json
 from ..base.show import strip_array
 from ..learner import inpaint_batch, term_names
 from ..recipe import public_recipe
 from .checkpoint import save_checkpoint, write_tensors
+from ..step import like, optimizer_state, restore_optimizer
 from ..training import Alone, Position, rng_state, RunCallback, total_epochs
 
 # %% ../../nbs/runs/run.ipynb #c7909429
@@ -43,6 +44,7 @@ class Run:
         self.position, self.earlier, self.n_iter, self.lr = Position(), Position(), 1, 0.
         self.rows, self.record, self.last, self.sums, self.window = [], {}, {}, {}, {}
         self.average, self.aside = {}, {}  # averaged weights, and the others while the averaged ones are in the network
+        self.critic, self.extra = None, {}  # what else is trained (chapter 29), and its terms of the last batch, by name
         self.stop, self.failed, self.done, self.saved, self.rng = None, None, False, None, None
         self.began, self.closing, self.reserve = time.monotonic(), 0., 0.
         self.team, self.held, self.pieces, self.whole = Alone(), False, recipe.accumulate, True  # is a step complete with the batch at hand?
@@ -83,22 +85,21 @@ def seconds_left(self: Run):
     here = done - self.fraction(self.earlier)
     return (p.seconds - self.earlier.seconds)*(1 - done)/here if here > 0 else None
 
-# %% ../../nbs/runs/run.ipynb #ea14e41f
+# %% ../../nbs/runs/run.ipynb #65e97e94
 def saved_state(run, learn):
     "Everything that `train` needs to go on as if nothing had happened."
-    opt, scaler = learn.opt.state_dict(), getattr(learn, 'scaler', None)
-    return dict(model=run.aside or get_model(learn.model).state_dict(), average=run.average, opt=dict(state=list(opt['state']), hypers=[dict(h) for h in opt['hypers']]),
-                scaler=scaler.state_dict() if scaler else {}, rng=rng_state(), position=asdict(run.position), minutes=run.minutes,
+    scaler = getattr(learn, 'scaler', None)
+    return dict(model=run.aside or get_model(learn.model).state_dict(), average=run.average, opt=optimizer_state(learn.opt),
+                critic=run.critic.state() if run.critic else {}, scaler=scaler.state_dict() if scaler else {}, rng=rng_state(), position=asdict(run.position), minutes=run.minutes,
                 recipe=asdict(run.recipe), data=run.record['data'], start=run.record.get('start'), sums=run.sums, window=run.window, rows=len(run.rows))
 
-# %% ../../nbs/runs/run.ipynb #a583a5fb
+# %% ../../nbs/runs/run.ipynb #af04dc4c
 def restore(run, learn, state):
     "Put `state`, from `saved_state`, into a new learner and its run."
     net = get_model(learn.model)
     net.load_state_dict(state['model'])
-    like = lambda v, p: torch.empty_like(p).copy_(v) if torch.is_tensor(v) else v  # the parameter's device and memory layout
-    parts = [{k: like(v, p) for k, v in s.items()} for s, (p, *_) in zip(state['opt']['state'], learn.opt.all_params(), strict=True)]
-    learn.opt.load_state_dict(dict(state=parts, hypers=state['opt']['hypers']))
+    restore_optimizer(learn.opt, state['opt'])
+    if run.critic: run.critic.load(state['critic'], next(net.parameters()).device)
     run.average = {k: like(v, net.state_dict()[k]) for k, v in state.get('average', {}).items()}
     if state.get('start'): run.record['start'] = state['start']
     run.position, run.earlier = Position(**state['position']), Position(**state['position'])
@@ -158,8 +159,8 @@ class StopOnNaN(RunCallback):
     @guarded
     def after_loss(self):
         loss, names = self.loss_func, term_names(self.loss_func)
-        values = torch.stack([self.loss.detach().float(), *(loss.weights[k]*loss.last[k].float() for k in names)]).tolist()
-        names = ['loss', *names.values()]
+        values = torch.stack([self.loss.detach().float(), *(loss.weights[k]*loss.last[k].float() for k in names), *self.job.extra.values()]).tolist()
+        names = ['loss', *names.values(), *self.job.extra]
         self.job.last = dict(zip(names, self.job.team.agree(self.job, values)))
         if all(map(math.isfinite, self.job.last.values())): return
         bad = [k for k, v in zip(names, values) if not math.isfinite(v)]
