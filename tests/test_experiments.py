@@ -17,12 +17,10 @@ from torch.testing import assert_close
 from pconv_course.base.core import InputError, read_json
 from pconv_course.data import DrawnFaces, split_ids
 from pconv_course.evaluation import row_of
-from pconv_course.masks import half_mask
 from pconv_course.lab.experiments import (EXPERIMENTS, NETWORKS, SCALES, STAGES, STEPS, Job, Scale, cost_of, network_recipe, networks_of, open_experiment,
     run_experiment, run_networks, run_steps, stage_callback, train_network)
 from pconv_course.lab.records import difference, overview_rows, record_verdict
-from pconv_course.masks import half_bank
-from pconv_course.masks import half_mask
+from pconv_course.masks import half_bank, half_mask
 from pconv_course.weights import load_model
 from pconv_course.runs.run import TrainingInterrupted
 from pconv_course.recipe import recipe_diff
