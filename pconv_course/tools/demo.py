@@ -281,8 +281,8 @@ def trained_sentence(record):
 
 # %% ../../nbs/tools/demo.ipynb #84614baa
 NEXT = """<ul>
-<li>On your own faces, a folder or a zip of PNG, JPEG or WebP files: <code>pconv_demo --data FOLDER_OR_ZIP</code></li>
-<li>Longer: <code>pconv_demo --minutes 30</code>. Pictures and numbers still improve.</li>
+<li>On your own faces, a folder or a zip of PNG, JPEG or WebP files: <code>pconv demo --data FOLDER_OR_ZIP</code></li>
+<li>Longer: <code>pconv demo --minutes 30</code>. Pictures and numbers still improve.</li>
 <li>In Python: <code>from pconv_course.train import load_model; model, config = load_model("{run}")</code></li>
 <li>From the formula up: open <code>nbs/01_pconv.ipynb</code>; for the step from minutes to the full training, <code>nbs/08_train.ipynb</code>.</li>
 </ul>"""
