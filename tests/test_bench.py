@@ -1,7 +1,5 @@
 "The race: order, ratios, memory, peers from their files, the record and what happens when a run is stopped or refused."
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
