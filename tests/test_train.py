@@ -321,7 +321,7 @@ def test_rest_of_epoch_is_the_end_of_the_epoch():
 def test_interrupted_is_uninterrupted(whole, tmp_path, step):
     "In mid-epoch, at the end of an epoch, in the phase with frozen batch norm: same weights, Adam, generators, scores and logs."
     out, result = whole
-    with pytest.raises(TrainingInterrupted, match='pconv_train --resume --out') as e: go(TINY, tmp_path/'cut', log_every=2, cbs=[At(step, press())])
+    with pytest.raises(TrainingInterrupted, match='pconv train --resume --out') as e: go(TINY, tmp_path/'cut', log_every=2, cbs=[At(step, press())])
     assert isinstance(e.value, KeyboardInterrupt) and '\n' not in str(e.value)
     back = go(None, tmp_path/'cut', resume=True, log_every=2)
     same_files(out, tmp_path/'cut')

@@ -27,9 +27,6 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../../nbs/base/core.ipynb #2b82a34f
-import torch
-
 # %% ../../nbs/base/core.ipynb #a7ddb464
 class InputError(ValueError):
     "Something a user gave cannot be used. The message is one line: what is wrong; what to do."
@@ -102,7 +99,8 @@ def provenance(
     seed=None,  # the seed that was used
     **more,  # anything else worth keeping
 ) -> dict:
-    "Versions, device, threads, commit, seed and date (UTC) of a result; no host name and no path."
+    "Versions, device, threads, commit, seed and date (UTC) of a result; no host name and no path. Loads torch."
+    import torch
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     pkgs = {p: _version(p) for p in ("pconv_course", "torch", "torchvision", "fastai", "fastcore", "opencv-python-headless")}
     return dict(date=datetime.now(timezone.utc).isoformat(timespec="seconds"), commit=_commit(), seed=seed,
@@ -158,7 +156,7 @@ def exit_code(e):
 def _note(prog):
     "A `warnings.showwarning` that prints our own warnings as one line and no others."
     def show(message, category, filename, *args, **kwargs):
-        ours = category.__module__.startswith("pconv_course") or os.path.basename(os.path.dirname(filename)) == "pconv_course"
+        ours = category.__module__.startswith("pconv_course") or re.search(r"\bpconv_course[/\\](\w+[/\\])?\w+\.py$", filename)
         if ours: print(f"{prog}: note: {one_line(message)}", file=sys.stderr)
     return show
 

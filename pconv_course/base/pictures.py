@@ -95,7 +95,7 @@ def naming(name):
     try: yield
     except Exception as e:
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise InputError(f"cannot use {name}: {reason}; repair or remove it (pconv_data prepare sets such files aside)") from e
+        raise InputError(f"cannot use {name}: {reason}; repair or remove it (pconv data prepare sets such files aside)") from e
 
 # %% ../../nbs/base/pictures.ipynb #a0485e47
 def read_face(

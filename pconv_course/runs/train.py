@@ -105,7 +105,7 @@ def begin(run, learn):
 # %% ../../nbs/runs/train.ipynb #c5d44040
 def how_to_resume(run):
     "The command that continues a run."
-    return f'go on with: pconv_train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
+    return f'go on with: pconv train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
 
 # %% ../../nbs/runs/train.ipynb #c0e6d5f2
 def fit(run, learn):

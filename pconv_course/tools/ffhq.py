@@ -83,7 +83,7 @@ def official_ids(
     bad = [n for n, k in zip(names, numbers) if not (k.isascii() and k.isdigit() and len(k) >= 5 and int(k) < 70_000)]
     if bad or len(set(map(int, numbers))) < len(numbers):
         raise InputError(f"the names are no FFHQ numbers (look at {bad[0] if bad else 'those that occur twice'}); "
-                         "for other pictures use pconv_data prepare, which takes any")
+                         "for other pictures use pconv data prepare, which takes any")
     return [f"{int(k):05d}" if wanted(k) else None for k in numbers]
 
 # %% ../../nbs/tools/ffhq.ipynb #11cf98c4
@@ -233,7 +233,7 @@ def check_out(out, size):
 def local_source(source, src):
     "The path of a folder or zip that is there."
     path = Path(src or "").expanduser()
-    if src is None or not path.exists(): raise InputError(f"--source {source} needs a {source} that is there: pconv_data ffhq PATH --source {source} --out DIR")
+    if src is None or not path.exists(): raise InputError(f"--source {source} needs a {source} that is there: pconv data ffhq PATH --source {source} --out DIR")
     if path.is_dir() != (source == "folder"): raise InputError(f"{src} is no {source}; give --source {'folder' if path.is_dir() else 'zip'}")
     return path
 

@@ -155,7 +155,7 @@ def open_onnx(
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
     name, source = ('the graph', model) if isinstance(model, bytes) else (model, str(model))
-    if isinstance(source, str) and not Path(source).is_file(): raise InputError(f"{name}: no such file; make one with pconv_export")
+    if isinstance(source, str) and not Path(source).is_file(): raise InputError(f"{name}: no such file; make one with pconv export")
     try: return ort.InferenceSession(source, options, providers=['CPUExecutionProvider'])
     except Exception as e: raise InputError(f"{name}: onnxruntime can't read it; export it again") from e
 
