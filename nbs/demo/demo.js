@@ -74,8 +74,9 @@ const deeds = {
   thicker() { brush(Math.max(model.get("brush") + 1, Math.round(model.get("brush")*1.25))); },
   async run() {
     if (!now().share) return say("There is no hole yet: draw one on the photo.", true);
-    const { pixels, hole, picture } = now(), size = viewSize(pixels), began = performance.now();
+    const { pixels, hole, picture } = now(), size = viewSize(pixels), button = document.activeElement === $("fill");
     wait(true);
+    if (button) $("stop").focus();                                 // a hidden button must not keep the focus
     try {
       await engine.load(assets, $("gpu").checked, m => progress(`fetching program and network, ${mega(m.loaded)} of ${mega(m.total)}`, m.loaded/m.total));
       progress("filling the hole ...");
@@ -91,7 +92,10 @@ const deeds = {
       const seconds = (performance.now() - loaded)/1000;
       say(`${n.toLocaleString("en")} pixels filled in ${seconds.toFixed(1)} s, ${windows} window${windows > 1 ? "s" : ""}${by === "webgpu" ? ", by the graphics card" : ""}.${note}`);
       $("cost").hidden = true;
-    } finally { progress(""), wait(false); }
+    } finally {
+      progress(""), wait(false);
+      if (button) $(now().before.byteLength && !now().share ? "split" : "fill").focus();
+    }
   },
 };
 function act(deed, ...args) {                                      // one after the other; what goes wrong becomes one line
@@ -148,7 +152,7 @@ async function save() {
 const file = list => [...list ?? []].find(f => f.type.startsWith("image/") || /\.\w+$/.test(f.name));
 function listen() {
   for (const id of ["undo", "redo", "clear"]) $(id).onclick = () => act(id);
-  $("fill").onclick = () => act("run"), $("stop").onclick = () => { engine.stop(), $("fill").focus(); };
+  $("fill").onclick = () => act("run"), $("stop").onclick = () => engine.stop();
   $("download").onclick = () => save().catch(e => say(e.message, true));
   $("brush").oninput = () => brush(+$("brush").value);
   $("erase").onchange = () => model.set({ erase: $("erase").checked });
@@ -180,4 +184,4 @@ const ready = Promise.all([facts(), portrait(true)]).then(() => {
   document.body.classList.add("ready");
 }, () => say("The page is not complete; load it anew.", true));
 navigator.serviceWorker?.register("sw.js").catch(() => { /* no offline use, all else works */ });
-export { act, engine, model, now, ready, take };
+export { engine, now, ready };                                     // for tests

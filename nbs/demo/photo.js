@@ -55,10 +55,10 @@ export async function holeOf(png, w, h) {                          // what is dr
   for (let i = 0; i < hole.length; i++) hole[i] = data[4*i + 3] >= 128;
   return hole;
 }
-export function stretch(hole, w, h, W, H) {                        // to the size of the photo, by the nearest pixel
+export function stretch(hole, w, h, W, H) {                        // to the size of the photo: the pixel nearest to each centre, as `resize_nearest`
   if (w === W && h === H) return hole;
-  const out = new Uint8Array(W*H), xs = Array.from({ length: W }, (_, x) => Math.floor(x*w/W));
-  for (let y = 0, at = 0; y < H; y++) for (let x = 0, row = Math.floor(y*h/H)*w; x < W; x++) out[at++] = hole[row + xs[x]];
+  const out = new Uint8Array(W*H), near = (i, old, n) => Math.floor((2*i + 1)*old/(2*n)), xs = Array.from({ length: W }, (_, x) => near(x, w, W));
+  for (let y = 0, at = 0; y < H; y++) for (let x = 0, row = near(y, h, H)*w; x < W; x++) out[at++] = hole[row + xs[x]];
   return out;
 }
 
