@@ -16,6 +16,13 @@ import json
 import math
 from functools import cached_property, lru_cache, partial, wraps
 
+# %% ../nbs/02_masks.ipynb #bdd99675
+import hashlib
+import json
+import math
+from functools import cached_property, lru_cache, partial
+import warnings
+
 # %% ../nbs/02_masks.ipynb #3c644698
 import cv2
 import numpy as np
@@ -23,7 +30,7 @@ import torch
 
 # %% ../nbs/02_masks.ipynb #53c9f032
 from .base.core import atomic_path, InputError
-from .base.pictures import _binary, _doubt, _entries, _greyness, soft_mask, valid_mask
+from .base.pictures import _binary, _doubt, _greyness, mask_files, MaskWarning, soft_mask, valid_mask
 
 # %% ../nbs/02_masks.ipynb #e88e8207
 def hole_ratio(
@@ -454,22 +461,23 @@ class MaskBank(PackedMasks, MaskSampler):
 # %% ../nbs/02_masks.ipynb #512d655c
 def load_masks(
     src,  # folder (nested too), zip, or list of paths, PIL images, arrays
-    hole: str,  # what marks the hole: 'white', 'black', or 'alpha' (transparent)
+    hole: str,  # what marks the hole: 'white', 'black', 'alpha' (transparent) or 'opaque'
     size=None,  # side or (H,W) to bring all to, px; None: as they are, and all alike
     limit: int | None = None,  # only the first `limit` in natural order
     threshold: float = 0.5,  # a pixel is known from this value on, 0..1
 ) -> MaskBank:
-    "A bank with `names`; `info` counts grey pixels and files. Warns if it is mostly hole or grey. Raises `InputError`."
-    names, grey, middle = [], [], []
+    "A bank with `names`; `info` counts grey pixels and files. Warns of what is not opened, and if it is mostly hole or grey. Raises `InputError`."
+    names, grey, middle, (files, found) = [], [], [], mask_files(src)
     def each():
-        for name, file in _entries(src)[:limit]:
+        for name, file in files[:limit]:
             soft = soft_mask(file, hole, name)
             names.append(name)
             grey.append(int(((soft > 0) & (soft < 1)).sum()))
             middle.append(_greyness(soft))
             yield _binary(soft, size, threshold, name)
     packed, shape = pack_masks(each())
-    info = dict(kind="read", hole=hole, grey_pixels=sum(grey), grey_files=sum(g > 0 for g in grey))
+    info = dict(kind="read", hole=hole, grey_pixels=sum(grey), grey_files=sum(g > 0 for g in grey), not_opened=len(found.aside), no_pictures=len(found.others))
+    for name, why in list(found.aside.items())[:1]: warnings.warn(f"{len(found.aside)} files of {src} are left out: {name} is {why}", MaskWarning, stacklevel=2)
     bank = MaskBank(packed, shape, names, info)
     _doubt(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
     return bank

@@ -544,7 +544,7 @@ def test_disk_fills_up_in_training(tmp_path, monkeypatch, whole):
 
 def test_no_permission(tmp_path, monkeypatch):
     def denied(*a, **k): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    monkeypatch.setattr(tempfile, 'mkstemp', denied)
+    monkeypatch.setattr(os, 'open', denied)
     with pytest.raises(InputError, match='Permission denied') as e: go(TINY, tmp_path/'run')
     assert '\n' not in str(e.value)
 

@@ -33,7 +33,7 @@ from PIL import Image
 
 # %% ../../nbs/lab/clocks.ipynb #eb36fb54
 from ..base.core import InputError, provenance, read_json, write_json
-from ..base.pictures import crop, open_face, refuse_size, resize_nearest, to_rgb
+from ..base.pictures import crop, refuse_size, resize_nearest, start_image, to_rgb
 from ..data import FaceDL, FaceFiles, to_unit, with_cache
 from ..inpainting import open_model
 from ..learner import masked_batch
@@ -57,7 +57,7 @@ class StepClock:
 def decoded(watch, files, k):
     "Face `k` of `files` as uint8 (3,size,size), step by step."
     def opened(f):
-        img = open_face(f)
+        img = start_image(f)
         refuse_size(img, files.size), img.load()
         return img
     file = watch("open, read", lambda: io.BytesIO(files.stream(files.names[k]).read()))

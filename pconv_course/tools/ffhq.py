@@ -27,7 +27,7 @@ from PIL import Image
 # %% ../../nbs/tools/ffhq.ipynb #eea3d931
 from ..base.core import (atomic_path, check_space, InputError, MissingPackage, need, read_json, sha256_of, write_json)
 from ..base.faces import check_size
-from ..base.pictures import read_mask, valid_mask
+from ..base.pictures import list_pictures, read_mask, valid_mask
 from ..data import FaceFiles, FaceWarning, held_fraction, in_ranges, pixel_cache
 from ..masks import bucket_of, BUCKETS, hole_ratio, MaskBank, touches_border
 from .prepare import prepare
@@ -346,7 +346,8 @@ def irregular_masks(
     say=print,  # told what happens
 ) -> dict:
     "NVIDIA's masks (or any) as one `MaskBank` with computed ratios and buckets. Returns the manifest. Raises `InputError`."
-    files, dst, size, rows, aside = FaceFiles(src), Path(dst).expanduser(), check_size(size), [], []
+    files, dst, size, rows = FaceFiles(src), Path(dst).expanduser(), check_size(size), []
+    aside = [dict(source=n, reason=why) for n, why in list_pictures(src).aside.items()]
     if dst.exists() and any(dst.iterdir()) and not (dst/"masks.npz").exists(): raise InputError(f"{dst} is not empty and not ours; choose a new folder")
     colour, white = (hole, None) if hole else hole_colour(files)
     bank = MaskBank.from_arrays(read_masks(files, colour, size, rows, aside), names=(r[0] for r in rows), info=dict(kind="read", hole=colour))
@@ -357,5 +358,6 @@ def irregular_masks(
     buckets = {"{}-{}".format(*b): sum(r[2] == "{}-{}".format(*b) for r in rows) for b in BUCKETS}
     manifest = dict(count=len(bank), size=size, hole=colour, white=white, buckets=buckets, outside=sum(not r[2] for r in rows), quarantine=aside, sha256=bank.sha256)
     write_json(dst/"manifest.json", manifest)
-    say(f"{len(bank):,} masks of {size} px in {dst}, {colour} was the hole; per bucket {', '.join(f'{k}: {n}' for k, n in buckets.items())}")
+    say(f"{len(bank):,} masks of {size} px in {dst}, {colour} was the hole; per bucket {', '.join(f'{k}: {n}' for k, n in buckets.items())}"
+        f"{f'; {len(aside)} set aside, see manifest.json' if aside else ''}")
     return manifest
