@@ -227,7 +227,8 @@ def default_size(networks, faces):
 def _evaluate(models, names, folders, files, out, against, seed, lpips, fid, device, where):
     "What `pconv evaluate` does, with its options sorted."
     if not (models or names or folders or files): raise UsageError("nothing to evaluate; give --model, --baseline, --outputs or --join")
-    from pconv_course.evaluation import baseline, evaluate, join_records, named, network, open_inception, open_lpips, outputs, report
+    from pconv_course.evaluation import baseline, evaluate, join_records, named, network, open_inception, outputs, report
+    from pconv_course.metrics import open_lpips
     from pconv_course.pairs import open_pairs
     if files: return print(report(join_records(files, out, against, seed)), end="")
     networks = [network(path, name, device) for name, path in map(named, models)]

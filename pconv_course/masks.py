@@ -14,14 +14,8 @@ import hashlib
 import inspect
 import json
 import math
-from functools import cached_property, lru_cache, partial, wraps
-
-# %% ../nbs/02_masks.ipynb #bdd99675
-import hashlib
-import json
-import math
-from functools import cached_property, lru_cache, partial
 import warnings
+from functools import cached_property, lru_cache, partial, wraps
 
 # %% ../nbs/02_masks.ipynb #3c644698
 import cv2

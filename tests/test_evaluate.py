@@ -630,10 +630,10 @@ def no_weights(tmp_path, monkeypatch): monkeypatch.setattr(torch.hub, "get_dir",
 
 
 def test_without_weights_one_line_says_so(no_weights, pairs, tmp_path, monkeypatch):
-    f, why = evaluation.open_lpips("alex")
+    f, why = metrics.open_lpips("alex")
     assert f is None and "LPIPS not measured: alexnet-owt-7be5be79.pth" in why
-    assert evaluation.open_lpips("none") == (None, None)
-    with pytest.raises(InputError, match="choose from alex"): evaluation.open_lpips("resnet")
+    assert metrics.open_lpips("none") == (None, None)
+    with pytest.raises(InputError, match="choose from alex"): metrics.open_lpips("resnet")
     f, why = evaluation.open_inception()
     assert f is None and why.startswith("FID and KID not measured")
     monkeypatch.setitem(sys.modules, "torch_fidelity", type(sys)("torch_fidelity"))

@@ -9,7 +9,6 @@ __all__ = ['MODES_KEPT', 'FORMATS', 'MODES_OF', 'NOTES_OF', 'NOTE_NAMES', 'parse
 
 # %% ../../nbs/base/photos.ipynb #42b788a6
 import filecmp
-import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple

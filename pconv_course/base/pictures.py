@@ -224,25 +224,6 @@ def refuse_size(img, wanted=None):
     if wanted and img.format in ("JPEG", "MPO") and not progressive: img.draft(None, (2*wanted, 2*wanted))
     if img.size[0]*img.size[1] > MOST_PIXELS: raise InputError(f"{w}x{h} px would fill the memory")
 
-# %% ../../nbs/base/pictures.ipynb #dda9e73d
-def decode(f, size=None):
-    "(PIL RGB image, its original (width, height)) from a binary file; upright, square if `size` is given."
-    img = open_face(f)
-    original = img.size
-    refuse_size(img, size)
-    turn = UPRIGHT.get(orientation(img))
-    img.load()
-    img = to_rgb(img) if size is None else crop(to_rgb(img), size)
-    return (img if turn is None else img.transpose(turn)), original
-
-@contextmanager
-def naming(name):
-    "Whatever goes wrong with the file `name` inside becomes one `InputError` that names it."
-    try: yield
-    except Exception as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise InputError(f"cannot use {name}: {reason}; repair or remove it (pconv data prepare sets such files aside)") from e
-
 # %% ../../nbs/base/pictures.ipynb #da62ec03
 def decode(f, size=None):
     "(PIL RGB image, its original (width, height)) from a binary file; upright, square if `size` is given."
