@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'NUMBERS', 'LIMITS', 'pconv_data', 'pconv_train', 'pconv_demo', 'pconv_trials', 'pconv_app', 'words',
-           'default_size', 'pconv_evaluate', 'say_progress', 'run_jobs', 'Dash', 'pconv_inpaint', 'pconv_export',
-           'options', 'pconv_bench', 'pconv_pack', 'pconv_convert', 'pconv_experiments']
+           'default_size', 'pconv_evaluate', 'run_jobs', 'Dash', 'pconv_inpaint', 'pconv_export', 'options',
+           'pconv_bench', 'pconv_pack', 'pconv_convert', 'pconv_experiments']
 
 # %% ../nbs/cli.ipynb #251dc1e0
 import argparse
@@ -20,7 +20,7 @@ import torch
 from fastcore.script import call_parse, Param
 
 # %% ../nbs/cli.ipynb #7168d438
-from .base.core import (check_number, check_place, clean_exit, exit_code, InputError, need, one_line, UsageError)
+from .base.core import (check_number, check_place, clean_exit, exit_code, InputError, need, one_line, showing, UsageError)
 from .evaluation import (baseline, evaluate, join_records, named, network, open_inception, open_lpips, outputs, report)
 from .inpainting import inpaint_file, open_model, pair_files
 from .lab.bench import bench, quick, SETTINGS, slug
@@ -311,20 +311,16 @@ def _check(size, limit, seed, out):
     if not str(out).endswith(".json"): raise UsageError(f"--out {out} should end in .json")
 
 # %% ../nbs/cli.ipynb #b8300491
-def say_progress(done, total):
-    "Windows done so far, on one line of a terminal that is wiped at the end."
-    print(f"\r{done} of {total} windows" if done < total else "\r" + " "*40 + "\r", end="", file=sys.stderr, flush=True)
-
 def run_jobs(
     jobs,  # from `pair_files`
     **how,  # of `inpaint_file`
 ) -> list:
     "Repair all; one line each on stdout, or on stderr if it failed. The exit codes of the failures, see `commands.exit_code`."
-    codes, progress = [], say_progress if sys.stderr.isatty() else None
+    codes, progress = [], None if sys.stderr.isatty() else False
     for photo, mask, out, wrong in jobs:
         try:
             if wrong: raise InputError(wrong)
-            share = inpaint_file(photo, mask, out, progress=progress, **how)
+            with showing(progress, "filling", "windows") as show: share = inpaint_file(photo, mask, out, progress=show, **how)
             print(f"{photo}: {share:.1%} filled, {out}")
         except Exception as e:
             if os.environ.get("PCONV_DEBUG") == "1": raise

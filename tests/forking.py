@@ -79,7 +79,7 @@ def is_due(when, began): return time.monotonic() - began > when if isinstance(wh
 
 
 def serve():
-    import fastai.distributed, pconv_course.cli, pconv_course.train  # noqa: F401, E401 (what the children need)
+    import fastai.distributed, pconv_course.cli, pconv_course.runs.train  # noqa: F401, E401 (what the children need)
     for line in sys.stdin:
         job = json.loads(line)
         began, (pids, files), codes, kills = time.monotonic(), start(job['jobs'], job['together']), {}, list(job['kill'])
