@@ -15,7 +15,7 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.schedule import LRFinder
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric, Recorder
-from fastai.torch_core import find_bs, get_model
+from fastai.torch_core import find_bs
 from fastcore.basics import patch
 from fastcore.foundation import L
 

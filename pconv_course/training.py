@@ -25,7 +25,7 @@ from fastcore.foundation import L
 # %% ../nbs/17_training.ipynb #f70c9771
 from .base.core import InputError, sha256_of
 from .learner import PConvLearner
-from .recipe import recipe_learner, uses_features
+from .recipe import recipe_learner, total_epochs, uses_features
 from .step import parts_callbacks
 from .weights import load_model, weights_file
 
@@ -40,11 +40,6 @@ class Position:
     phase: int = 0  # index into the recipe's phases
     seconds: float = 0.  # wall time of all sessions
     def __str__(self): return f'epoch {self.epoch + 1}, iteration {self.iteration}'
-
-# %% ../nbs/17_training.ipynb #6a7688ff
-def total_epochs(recipe):
-    "Epochs of all phases together."
-    return sum(p.epochs for p in recipe.phases)
 
 # %% ../nbs/17_training.ipynb #a4d4c6ec
 class Alone:
@@ -275,10 +270,10 @@ def seed_all(seed):
     random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
 
 @contextmanager
-def seeded(seed):
-    "Inside, the generators begin at `seed`; afterwards they go on as if nothing had been drawn."
+def generators_kept():
+    "Whatever is drawn inside, afterwards the generators go on as if it had not been."
     state = rng_state()
-    try: yield seed_all(seed)
+    try: yield
     finally: set_rng_state(state)
 
 # %% ../nbs/17_training.ipynb #f17670f4
@@ -290,10 +285,12 @@ def fit_recipe(
     cbs=None,  # further callbacks, for this fit
 ) -> PConvLearner:  # with the averaged weights in its network, if the recipe keeps any
     "Train by a recipe in memory; nothing is written. Raises `InputError`."
-    run, learn = Training(recipe), recipe_learner(recipe, data, device, num_workers)
-    run.n_iter = steps_of_epoch(recipe, learn.dls)
-    if recipe.start: begin_from(learn.model, recipe.start)
-    with seeded(recipe.seed), learn.no_bar(), learn.no_logging():
-        learn.fit(total_epochs(recipe), cbs=[*step_callbacks(run), *L(cbs)])
+    run = Training(recipe)
+    with generators_kept():
+        learn = recipe_learner(recipe, data, device, num_workers)
+        run.n_iter = steps_of_epoch(recipe, learn.dls)
+        if recipe.start: begin_from(learn.model, recipe.start)
+        seed_all(recipe.seed)
+        with learn.no_bar(), learn.no_logging(): learn.fit(total_epochs(recipe), cbs=[*step_callbacks(run), *L(cbs)])
     if run.average: learn.model.load_state_dict(run.average)
     return learn

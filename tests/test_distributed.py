@@ -133,7 +133,7 @@ def test_signal_to_one_stops_both_and_both_resume(tmp_path):
     assert forks().run(*[job(tmp_path/'whole')]*2, together=True) == [(0, '')]*2
     stopped = forks().run(*[job(tmp_path/'cut', at=7, do=['SIGTERM'], only=1)]*2, together=True)
     assert [code for code, _ in stopped] == [130, 130] and stopped[1][1] == ''
-    assert stopped[0][1].count('\n') == 1 and 'pconv_train --resume' in stopped[0][1]
+    assert stopped[0][1].count('\n') == 1 and 'pconv train --resume' in stopped[0][1]
     assert latest_checkpoint(tmp_path/'cut')[0]['position']['step'] == 8
     assert forks().run(*[job(tmp_path/'cut', None)]*2, together=True) == [(0, '')]*2
     same(tmp_path/'whole', tmp_path/'cut')
@@ -146,7 +146,7 @@ def test_one_dies_and_all_end(tmp_path, who):
     assert ended[who] == (-9, '')
     code, line = ended[1 - who]
     line = [o for o in line.splitlines() if o.startswith('pconv_train: ')]
-    assert code == 2 and len(line) == 1 and 'another process of this run has ended' in line[0] and 'pconv_train --resume' in line[0]
+    assert code == 2 and len(line) == 1 and 'another process of this run has ended' in line[0] and 'pconv train --resume' in line[0]
     assert latest_checkpoint(tmp_path/'run')[0]['position']['step'] in (6, 7)
     assert forks().run(job(tmp_path/'run', None)) == [(0, '')]
 

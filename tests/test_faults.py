@@ -288,7 +288,7 @@ def test_ctrl_c_in_a_real_process(tmp_path):
         err = p.communicate(timeout=60)[1]
     finally: p.kill()
     lines = [o for o in err.splitlines() if o.startswith("pconv_train: ")]
-    assert p.returncode == 130 and len(lines) == 1 and "Traceback" not in err and "pconv_train --resume --out run" in lines[0], err
+    assert p.returncode == 130 and len(lines) == 1 and "Traceback" not in err and "pconv train --resume --out run" in lines[0], err
     assert load_model(tmp_path/"run")[1]["position"]["step"] >= 0
 
 
@@ -471,7 +471,7 @@ def test_faces_that_disappear(tmp_path):
     shutil.copytree(faces, tmp_path/"backup")
     assert one(job(tmp_path/"whole", data=str(faces))) == (0, "")
     code, line = one(job(tmp_path/"run", data=str(faces), at=2, do=["remove", str(faces)]))
-    assert code == 2 and "faces" in line and "is intact" in line and "pconv_train --resume" in line
+    assert code == 2 and "faces" in line and "is intact" in line and "pconv train --resume" in line
     shutil.copytree(tmp_path/"backup", faces)
     assert one(go_on(tmp_path/"run", data=str(faces))) == (0, "")
     same_run(tmp_path/"whole", tmp_path/"run")

@@ -27,7 +27,7 @@ from .run import (BudgetCallback, CheckpointCallback, ELSEWHERE, last_saved, rea
     stop_signals, StopOnNaN, StripCallback, tensorboard_callback, TrainingInterrupted)
 from .team import in_team, team_of
 from ..step import part_of
-from ..training import (begin_from, Position, rng_state, seed_all, set_rng_state, step_callbacks,
+from ..training import (begin_from, generators_kept, Position, seed_all, step_callbacks,
     steps_of_epoch, total_epochs)
 
 # %% ../../nbs/runs/train.ipynb #3f8e6e11
@@ -92,7 +92,7 @@ def begin(run, learn):
 # %% ../../nbs/runs/train.ipynb #c5d44040
 def how_to_resume(run):
     "The command that continues a run."
-    return f'go on with: pconv_train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
+    return f'go on with: pconv train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
 
 # %% ../../nbs/runs/train.ipynb #c0e6d5f2
 def fit(run, learn):
@@ -132,7 +132,7 @@ def train(
 ) -> dict:  # what result.json holds, and `out`
     "Train by a recipe; all results are in the folder `out`. Raises `InputError`, and `TrainingInterrupted` after Ctrl-C."
     with ExitStack() as at_end:
-        at_end.callback(set_rng_state, rng_state())
+        at_end.enter_context(generators_kept())
         team = team_of(device)
         run = team.together(lambda: opened(at_end, team, recipe, data, out, minutes, resume, valid))
         run.report = reporter(False if team.rank else progress)
@@ -165,10 +165,9 @@ def rehearsal(
     steps=10,  # to be timed
 ) -> tuple:  # the recipe, and what `rehearse` found out
     "What `train` would cost here: size of the network, memory, images per second, hours. Writes nothing. Raises `InputError`."
-    state, run = rng_state(), open_run(recipe, data, out, minutes, resume, valid)
+    run = open_run(recipe, data, out, minutes, resume, valid)
     if run.state: run.position = Position(**run.state['position'])
-    try:
+    with generators_kept():
         learn = recipe_learner(run.recipe, data, device, num_workers, step_callbacks(run))
         if run.recipe.start and not run.state: begin_from(get_model(learn.model), run.recipe.start)
         return run.recipe, rehearse(run, learn, steps)
-    finally: set_rng_state(state)
