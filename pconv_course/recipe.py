@@ -43,6 +43,11 @@ class Phase:
     features: bool = True  # perceptual and style terms, where they have a weight? Without them a step costs a fraction
     critic: bool = True  # does the critic act, where there is one?
 
+# %% ../nbs/16_recipe.ipynb #6a7688ff
+def total_epochs(recipe):
+    "Epochs of all phases together."
+    return sum(p.epochs for p in recipe.phases)
+
 # %% ../nbs/16_recipe.ipynb #bc84b253
 @dataclass(frozen=True)
 class Task:
@@ -72,7 +77,7 @@ class Recipe(Task):
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
-    network: str = 'partial'  # 'partial', 'plain' (chapter 05) or 'gated' (chapter 25): what its convolutions make of a hole
+    network: str = 'partial'  # 'partial', 'plain' or 'gated' (chapter 08): what its convolutions make of a hole
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default

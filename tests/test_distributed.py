@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from pconv_course.base.core import InputError
 from pconv_course.data import face_dls
 from pconv_course.fast import FastPConvUNet
-from pconv_course.training import PartDL, every_nth, part_of
+from pconv_course.step import PartDL, every_nth, part_of
 from pconv_course.runs.checkpoint import latest_checkpoint
 from pconv_course.recipe import Phase, Recipe
 from pconv_course.weights import load_model

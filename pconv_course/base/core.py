@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InputError', 'fit_name', 'atomic_path', 'write_json', 'read_json', 'sha256_of', 'provenance', 'markdown_table',
            'text_table', 'UsageError', 'is_memory', 'one_line', 'is_input', 'exit_code', 'clean_exit', 'check_number',
-           'check_place', 'MissingPackage', 'need', 'alone_in', 'counting']
+           'check_place', 'MissingPackage', 'need', 'showing', 'counting', 'alone_in']
 
 # %% ../../nbs/base/core.ipynb #b3545670
 import errno
@@ -27,6 +27,9 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+# %% ../../nbs/base/core.ipynb #50fe224e
+from filelock import FileLock, Timeout
 
 # %% ../../nbs/base/core.ipynb #a7ddb464
 class InputError(ValueError):
@@ -237,31 +240,53 @@ def need(
     except ImportError as e: raise MissingPackage(f"{e.name or e} is missing; install it: pip install 'pconv_course[{extra}]'") from None
 
 # %% ../../nbs/base/core.ipynb #f92afc32
-@contextmanager
-def progress_of(progress, total, before, what="preparing"):
-    "A function to call after each file: feeds `progress(done, total)`, or a rich bar when a person is at the terminal."
-    count = iter(range(before + 1, total + 1))
-    if progress is None and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress, MofNCompleteColumn, TextColumn
-        columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("files")]
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, completed=before)
-            yield lambda: bar.advance(task)
-    elif callable(progress): yield lambda: progress(next(count), total)
-    else: yield lambda: None
+def lines(what, every=20):
+    "A function f(done, total) that prints a line to stderr, at most every so many seconds."
+    at = time.monotonic()
+    def say(done, total):
+        nonlocal at
+        if time.monotonic() - at < every: return
+        at = time.monotonic()
+        print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+    return say
 
-# %% ../../nbs/base/core.ipynb #8b5e5bb3
-try: import fcntl
-except ImportError: fcntl = None
+# %% ../../nbs/base/core.ipynb #006e96d1
+@contextmanager
+def showing(
+    progress=None,  # None: a bar on a terminal, elsewhere a line every 20 s; False: nothing; or a function f(done, total)
+    what="working",  # for the bar and the lines
+    unit="",  # of what there are so many
+):
+    "Yields the function f(done, total) that tells how far a job is."
+    if progress is not None: yield progress or (lambda done, total: None)
+    elif not sys.stderr.isatty(): yield lines(what)
+    else:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn
+        columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn(unit)]
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+# %% ../../nbs/base/core.ipynb #869e639b
+@contextmanager
+def counting(
+    total,  # how many there are
+    done=0,  # how many of them are done already
+    progress=None, what="working", unit="",  # as in `showing`
+):
+    "Yields a function to call with how many more are done; one, if it is called with nothing."
+    with showing(progress, what, unit) as show:
+        def count(k=1):
+            nonlocal done
+            done += k
+            show(done, total)
+        yield count
 
 # %% ../../nbs/base/core.ipynb #a3803ae4
-@contextmanager
 def only_one(path):
-    "One process at a time is inside, others wait; where the system has no such locks nobody waits."
-    with open(path, "a") as f:
-        with suppress(OSError, AttributeError): fcntl.flock(f, fcntl.LOCK_EX)
-        yield
+    "One process at a time is inside `with only_one(path):`, others wait."
+    return FileLock(path)
 
 # %% ../../nbs/base/core.ipynb #0454ca99
 SPARE = 200_000_000
@@ -271,61 +296,28 @@ def check_space(folder, need, what):
     free = shutil.disk_usage(folder).free
     if free < need + SPARE: raise InputError(f"{what} takes {need/1e9:.1f} GB and {folder} has {free/1e9:.1f} GB free; free some space")
 
-# %% ../../nbs/base/core.ipynb #f92e65c8
-def locked(path):
-    "The open and locked file at `path`. Raises `BlockingIOError` when another process holds it."
-    while True:
-        f = open(path, 'a+', encoding='utf-8')
-        try:
-            if fcntl is not None: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(f.fileno()), os.stat(path)): return f
-        except FileNotFoundError: pass
-        except BlockingIOError: f.close(); raise
-        f.close()
-
-# %% ../../nbs/base/core.ipynb #7d88e832
-@contextmanager
-def alone_in(folder):
-    "Hold the folder of a run, made if need be and removed if it stays empty. Raises `InputError` while another process holds it."
-    path, new = Path(folder)/'lock', not Path(folder).exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        f = locked(path)
-    except BlockingIOError: raise InputError(f'{folder} is in use by another process{who_holds(path)}; wait for its end, or stop it') from None
-    except OSError as e: raise InputError(f'cannot write in {folder}: {e.strerror}; choose a folder you may write to') from e
-    try:
-        with suppress(OSError): f.truncate(0), f.write(f'{os.getpid()}'), f.flush()
-        for p in path.parent.rglob('.*-????????.*'): p.unlink(missing_ok=True)  # unfinished files of a killed run
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        with suppress(OSError): f.close(), new and path.parent.rmdir()
-
 # %% ../../nbs/base/core.ipynb #27617f1d
 def who_holds(path):
     "A clause with the number of the process that wrote the lock file `path`; '' when it cannot be read."
     try: return f' (number {int(path.read_text())})'
     except (OSError, ValueError): return ''
 
-# %% ../../nbs/base/core.ipynb #869e639b
+# %% ../../nbs/base/core.ipynb #7d88e832
 @contextmanager
-def counting(
-    total,  # how many there are
-    done,  # how many of them are done already
-    progress=None,  # None: a bar on a terminal, elsewhere a line every 20 s; False: nothing; or f(done, total)
-):
-    "Yields a function to call with how many more are done."
-    at = dict(done=done, time=time.monotonic())
-    def line(k):
-        at["done"] += k
-        if callable(progress): progress(at["done"], total)
-        elif progress is None and time.monotonic() - at["time"] > 20:
-            at["time"] = time.monotonic()
-            print(f"{at['done']} of {total}", file=sys.stderr, flush=True)
-    if progress is not None or not sys.stderr.isatty(): yield line
-    else:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, Progress
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("evaluating", total=total, completed=done)
-            yield lambda k: bar.advance(task, k)
+def alone_in(folder):
+    "Hold the folder of a run, made if need be and removed if it stays empty. Raises `InputError` while another process holds it."
+    path, new = Path(folder)/'lock', not Path(folder).exists()
+    lock, holder = FileLock(path, blocking=False), who_holds(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout: raise InputError(f'{folder} is in use by another process{holder}; wait for its end, or stop it') from None
+    except OSError as e: raise InputError(f'cannot write in {folder}: {e.strerror}; choose a folder you may write to') from e
+    try:
+        with suppress(OSError): path.write_text(f'{os.getpid()}')
+        for p in path.parent.rglob('.*-????????.*'): p.unlink(missing_ok=True)  # unfinished files of a killed run
+        yield
+    finally:
+        with suppress(OSError): path.unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError): new and path.parent.rmdir()

@@ -15,7 +15,7 @@ from concurrent.futures import as_completed, ThreadPoolExecutor
 from pathlib import Path
 
 # %% ../../nbs/tools/prepare.ipynb #7bab0e5f
-from ..base.core import atomic_path, InputError, progress_of, read_json, sha256_of, write_json
+from ..base.core import atomic_path, counting, InputError, read_json, sha256_of, write_json
 from ..base.faces import check_size
 from ..base.pictures import decode, face_ids, list_pictures, naming
 from ..data import FaceFiles, MADE_BY, split_ids
@@ -128,6 +128,6 @@ def prepare(
     rows = faces_done(dst, files, suffix)
     write_rows(dst/"faces.csv.part", rows.values())
     todo = [k for k, i in enumerate(files.ids) if i not in rows]
-    with progress_of(progress, len(files), len(rows)) as done:
+    with counting(len(files), len(rows), progress, "preparing", "files") as done:
         quarantine = prepare_all(files, todo, dst, size, suffix, workers or os.cpu_count() or 1, done)
     return write_report(dst, settings, faces_done(dst, files, suffix), quarantine, held, str(valid), seed, found)
