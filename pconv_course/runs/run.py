@@ -34,15 +34,10 @@ from ..learner import inpaint_batch, term_names
 from ..recipe import public_recipe
 from .checkpoint import save_checkpoint, write_tensors
 from ..step import like, optimizer_state, restore_optimizer
-from ..training import Alone, Position, rng_state, RunCallback, total_epochs
+from ..training import Position, rng_state, RunCallback, total_epochs
 
 # %% ../../nbs/runs/run.ipynb #aa5a5fad
-from ..base.core import atomic_path, InputError, sha256_of, write_json
-from ..base.show import strip_array
-from ..learner import inpaint_batch, term_names
-from ..recipe import public_recipe
-from .checkpoint import save_checkpoint, write_tensors
-from ..training import Position, rng_state, RunCallback, total_epochs, Training
+from ..training import Training
 
 # %% ../../nbs/runs/run.ipynb #c7909429
 class Run(Training):

@@ -133,7 +133,7 @@ def random_hole(
     kind,  # 'stroke', 'sparse' or 'central'
     shape,  # (H,W)
     rng):  # numpy Generator
-    "Bool array (H,W), True = hole: a mask of chapter 02, stretched to the picture. Raises `InputError`."
+    "Bool array (H,W), True = hole: a random mask, stretched to the picture. Raises `InputError`."
     if kind not in RANDOM: raise InputError(f"no random hole {kind!r}; choose from {', '.join(RANDOM)}")
     return resize_nearest(RANDOM[kind](rng), shape) == 0
 
@@ -278,7 +278,7 @@ def load(self: InpaintWidget, source=None):
 
 @patch
 def inpaint(self: InpaintWidget, image, known):
-    "The function behind `fill` unless another is given: `inpaint` of chapter 14; the network is loaded once."
+    "The function behind `fill` unless another is given: `inpaint`; the network is loaded once."
     self.net = getattr(self, "net", None) or open_model(self.model)
     return fill_photo(image, 255*known, self.net, hole="black")
 
