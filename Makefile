@@ -10,7 +10,7 @@ ARGS ?=
 export PYTHONUNBUFFERED = 1
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-browser bench experiments nbs readme docs clean help
+.PHONY: demo test test-browser bench experiments nbs readme docs demo-site clean help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-runtime
@@ -20,7 +20,7 @@ demo: .venv/installed-runtime
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 --ignore tests/browser tests $(ARGS)
 
-# The drawing widget in a real browser, in voila, JupyterLab and Notebook 7. PCONV_SHOTS=FOLDER keeps screenshots.
+# The drawing widget in a real browser, in voila, JupyterLab and Notebook 7; and the site's live demo, which needs npm. PCONV_SHOTS=FOLDER keeps screenshots.
 test-browser: .venv/installed-browser
 	@test -n "$$PCONV_CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
 	  { echo "no Chromium: apt install chromium, or set PCONV_CHROMIUM to the program"; exit 2; }
@@ -45,9 +45,13 @@ nbs: .venv/installed-dev
 readme: .venv/installed-dev
 	$(BIN)/python tests/readme.py
 
-# Needs quarto on the PATH.
+# Needs quarto and npm on the PATH.
 docs: .venv/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs
+
+# The live demo alone, into _docs/demo; needs npm, not quarto. To look at it: python -m http.server -d _docs, then /demo/.
+demo-site: .venv/installed-dev
+	$(BIN)/python nbs/demo/build.py
 
 clean:
 	rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
