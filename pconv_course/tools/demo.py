@@ -6,7 +6,7 @@
 __all__ = ['CASES', 'SHOWN', 'METHODS', 'NONE_SHIPS', 'PORTRAIT', 'REPORT_PICTURES', 'PORTRAIT_ALT', 'case_masks', 'demo_verdict',
            'picture_grid', 'comparison_figure', 'portrait', 'shipped', 'portrait_fills', 'loss_figure', 'png_bytes',
            'fill_template', 'result_rows', 'case_table', 'held_out', 'fill_all', 'judge_demo', 'case_pictures',
-           'judge_portrait', 'trained_sentence', 'bucket_rows', 'case_part', 'report_page', 'fresh_folder', 'demo',
+           'judge_portrait', 'trained_sentence', 'bucket_texts', 'case_part', 'report_page', 'fresh_folder', 'demo',
            'demo_record', 'write_demo']
 
 # %% ../../nbs/tools/demo.ipynb #f26cac41
@@ -255,7 +255,7 @@ def trained_sentence(record):
             f"Then it was tried on {record['held_out']} faces that it had never seen.")
 
 # %% ../../nbs/tools/demo.ipynb #cebd3abb
-def bucket_rows(rows):
+def bucket_texts(rows):
     "(header, rows, strong): PSNR by hole ratio as texts, and which cells are the best of their row."
     header = ["hole ratio", "faces", *(f"{METHODS[k]}, dB" for k in rows[0]["methods"])]
     cells = [[r["bucket"], r["n"], *(f"{s['psnr']:.2f}" for s in r["methods"].values())] for r in rows]
@@ -273,7 +273,7 @@ def report_page(record, pngs, curve_png):
     text = (files("pconv_course")/"static"/"report.html").read_text(encoding="utf-8")
     versions = {k: v for k, v in record["provenance"].items() if not isinstance(v, dict)} | record["provenance"]["packages"]
     return fill_template(text, record=record, training=record["training"], trained=trained_sentence(record),
-                         cases=[case_part(c, record["cases"][c], pngs[c]) for c in CASES], buckets=bucket_rows(record["buckets"]),
+                         cases=[case_part(c, record["cases"][c], pngs[c]) for c in CASES], buckets=bucket_texts(record["buckets"]),
                          portrait=dict(png=pngs["portrait"], alt=PORTRAIT_ALT), none_ships=NONE_SHIPS, numbers=result_rows(record["cases"]),
                          curve=curve_png, versions=list(versions.items()))
 
