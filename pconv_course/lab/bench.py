@@ -32,7 +32,8 @@ from torch import nn
 # %% ../../nbs/lab/bench.ipynb #90fda804
 from .. import fast
 from ..base.core import provenance, read_json, UsageError, write_json
-from ..fast import cat_conv, FastPConvUNet, phase_conv, split_conv
+from ..fast import cat_conv, FastPConvUNet, split_conv
+from .phases import phase_conv
 from .peers import check_layer, NaotoUNet, NvidiaUNet, run_file
 from ..losses import vgg_features
 from ..masks import MaskBank, stroke_mask
