@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'LPIPS_FILE', 'mean_fill', 'telea_fill', 'ns_fill', 'biharmonic_fill', 'open_patchmatch', 'patchmatch_fill',
            'decibel', 'mean_in_hole', 'score_each', 'score', 'clamped_comp', 'as_saved', 'psnr', 'ssim',
-           'hole_l1_error', 'lpips_net', 'lpips_of', 'hub_file', 'read_state', 'download_alexnet', 'open_lpips']
+           'hole_l1_error', 'lpips_net', 'lpips_of', 'hub_file', 'read_weights', 'download_alexnet', 'open_lpips']
 
 # %% ../nbs/10_metrics.ipynb #0d56dca2
 import os
@@ -157,7 +157,7 @@ def hub_file(name):
     "Where torch keeps a downloaded file of weights."
     return Path(torch.hub.get_dir())/"checkpoints"/name
 
-def read_state(
+def read_weights(
     path,  # .safetensors, or a .pth that holds tensors only
 ) -> dict:
     "The tensors of a file of weights by name. Raises `InputError` when it is missing, damaged, or more than tensors."
@@ -179,6 +179,6 @@ def open_lpips(
     if where in (None, "none"): return None, None
     if where == "download": return lpips_of(lpips_net(download_alexnet())), None
     file = Path(os.environ.get("PCONV_LPIPS") or hub_file(LPIPS_FILE) if where == "alex" else where).expanduser()
-    if file.is_file(): return lpips_of(lpips_net(read_state(file))), None
+    if file.is_file(): return lpips_of(lpips_net(read_weights(file))), None
     if where != "alex": raise InputError(f"unknown LPIPS {where!r}; choose from alex, download, none, or give a file of AlexNet's weights")
     return None, f"LPIPS not measured: {LPIPS_FILE} is not in torch's hub/checkpoints; fetch it by --lpips download, or name a file by --lpips FILE or PCONV_LPIPS"

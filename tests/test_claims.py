@@ -197,11 +197,11 @@ def test_intervals_of_constructed_numbers():
         inside += low < 1 < high
     assert .9 < inside/300 < .985
     assert ledger.difference_of(None, [1, 0, 2]) is None and ledger.difference_of([1, None, None], [0, 0, 0]) == [1, None, None]
-    mean, low, high = ledger.over_seeds([1., 2., 4.])
+    mean, low, high = ledger.seed_interval([1., 2., 4.])
     assert math.isclose(mean, 7/3) and math.isclose(high - mean, 6) and math.isclose(mean - low, 6)
     for d in ([1., 2., 4.], [1., 1.1, 1.2], [-1., -1.1, -1.2], [-1., 1., 2.], [1., 1.1]):  # as chapter 13 has it
-        assert ledger.above(ledger.over_seeds(d)) == dict(more=HOLDS, less=FAILS).get(three_seeds(d), OPEN)
-    assert ledger.over_seeds([3.]) == [3, None, None] and ledger.above(ledger.over_seeds([3.])) == OPEN
+        assert ledger.above(ledger.seed_interval(d)) == dict(more=HOLDS, less=FAILS).get(three_seeds(d), OPEN)
+    assert ledger.seed_interval([3.]) == [3, None, None] and ledger.above(ledger.seed_interval([3.])) == OPEN
 
 
 def test_the_ledger_of_the_project_links_to_chapters_and_names_records():

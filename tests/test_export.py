@@ -21,7 +21,7 @@ from calling import pconv
 from pconv_course.tools import onnx as onnx_module
 from pconv_course.base.core import MissingPackage
 from pconv_course.base.core import InputError
-from pconv_course.lab.clocks import decibel, record_export
+from pconv_course.lab.clocks import decibel_of, record_export
 from pconv_course.tools.onnx import (check_export, core_graph, export_onnx, frame_text, join_graphs, metadata, open_onnx, run_onnx, run_torch, shrink_weights)
 from pconv_course.tools.share import from_pretrained, hub_class, save_pretrained
 from pconv_course.weights import open_weights
@@ -343,9 +343,9 @@ def test_the_record_names_what_was_measured(net, tmp_path, monkeypatch, cores):
 
 def test_decibels_by_hand():
     a, b, where = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 10, np.uint8), np.array([[[1, 0], [0, 0]]])
-    assert decibel(a, b, where) == round(20*np.log10(25.5), 2) and decibel(a, a, where) == 99
+    assert decibel_of(a, b, where) == round(20*np.log10(25.5), 2) and decibel_of(a, a, where) == 99
     b[0, 1, 1] = 200
-    assert decibel(a, b, where) == round(20*np.log10(25.5), 2), "pixels outside do not count"
+    assert decibel_of(a, b, where) == round(20*np.log10(25.5), 2), "pixels outside do not count"
 
 
 def test_the_recorded_file_is_of_all_three_precisions():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'EARLY', 'FILLS', 'WRITE_UP', 'PAPER', 'SEEN', 'SUSPICIONS', 'CLAIMS', 'COLOURS', 'Answer', 'all_of',
-           'above', 'difference_of', 'over_seeds', 'Claim', 'lead_of', 'partners', 'weakest', 'has_more', 'has_less',
+           'above', 'difference_of', 'seed_interval', 'Claim', 'lead_of', 'partners', 'weakest', 'has_more', 'has_less',
            'values', 'within', 'blends', 'dense_specks', 'dense_blobs', 'in_central_more', 'knows_faces', 'fewer_seams',
            'in_every_bucket', 'theirs_better', 'seeds_of', 'seed_gaps', 'changed', 'small_then_large', 'both_borders',
            'longer', 'gated_pays', 'memory', 'open_records', 'judged', 'claims', 'claim_rows', 'forest']
@@ -56,7 +56,7 @@ def difference_of(a, b):
     return [a[0] - b[0], a[0] - b[0] - down, a[0] - b[0] + up]
 
 # %% ../../nbs/lab/ledger.ipynb #67def3c9
-def over_seeds(differences):
+def seed_interval(differences):
     "[mean, mean - 2 ranges, mean + 2 ranges] of at least three differences, one per seed; no ends for fewer, None for none."
     d = np.asarray([o for o in differences if o is not None], float)
     if not len(d): return None
@@ -206,7 +206,7 @@ def changed(variant, keys, base="paper", plans=("real", "drawn"), any_of=False):
         found = {p: [seed_gaps(record["plans"][p]["runs"], variant, base, k) for k in keys] for p in plans if p in record["plans"]}
         where = next((p for p, d in found.items() if min(map(len, d)) > 2), next((p for p, d in found.items() if min(map(len, d))), None))
         if where is None: return Answer()
-        gaps = [over_seeds(d) for d in found[where]]
+        gaps = [seed_interval(d) for d in found[where]]
         told, best = [*map(above, gaps)], [g for g in gaps if above(g) == HOLDS]
         text = ", ".join([f"{where} faces" if len(plans) > 1 else "", *(f"{k} {g[0]:+.3g}" for k, g in zip(keys, gaps) if len(keys) > 1)]).strip(", ")
         if any_of and best: return Answer(best[0], HOLDS, text)

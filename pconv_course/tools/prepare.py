@@ -108,7 +108,7 @@ def write_report(dst, settings, rows, quarantine, held, valid, seed, found):
 
 # %% ../../nbs/tools/prepare.ipynb #627139d4
 def prepare(
-    src,  # folder or zip of pictures of any of the `KINDS`
+    src,  # folder or zip of pictures of any of the `OPENED`
     dst,  # folder to make, or to continue; any other content is refused
     size=256,  # px per side of the result: centre crop, Lanczos
     valid=0.1,  # held out, as `split_ids` takes it
