@@ -211,9 +211,7 @@ class ScheduleCallback(RunCallback):
     def before_validate(self):
         if self.has_features: self.loss_func.use_features = True
 
-    def after_fit(self):
-        self.freeze(False)
-        self.before_validate()
+    def after_fit(self): self.freeze(False), self.before_validate()
 
 # %% ../nbs/17_training.ipynb #293a23ea
 def average_decay(ema, step):

@@ -12,13 +12,14 @@ from torch.testing import assert_close
 from calling import MODULE
 from pconv_course.base.core import InputError, read_json
 from pconv_course.data import open_faces
-from pconv_course.objective import FEATURE_TERMS, InpaintLoss
+from pconv_course.losses import random_features
+from pconv_course.objective import FEATURE_TERMS, InpaintLoss, PAPER_WEIGHTS
 from pconv_course.recipe import public_recipe
 from pconv_course.training import RunCallback
 from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_learner, recipe_with
 from pconv_course.training import learning_rate
 from pconv_course.evaluation import HeldOut
-from pconv_course.lab.trials import (PLANS, TWISTS, ImageRun, TrialPlan, Variant, jobs, record_plan, run_plan, run_trials, show_trials, step_flop, summary,
+from pconv_course.lab.trials import (PLANS, TWISTS, ImageRun, TrialPlan, Variant, fills, jobs, record_plan, run_plan, run_trials, show_trials, step_flop, summary,
     trial, trial_key, trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
@@ -297,3 +298,14 @@ def test_run_trials(tmp_path):
     rows = run_trials('steps', images=64, seeds=1, out=tmp_path/'runs', only=['lr 1e-3'], record=tmp_path/'t.json', report=lambda t: None)
     assert [r['name'] for r in rows] == ['lr 1e-3'] and read_json(tmp_path/'t.json')['plans']['steps']['images'] == 64
     with pytest.raises(InputError, match='steps, loss'): run_trials('speed')
+
+
+def test_end_scores_of_the_third_plan():
+    "A network that paints grey adds no texture of its own, only the edges of its holes; lengths of gradients are parts of the hole term's."
+    class Grey(torch.nn.Module):
+        def __init__(self): super().__init__(); self.level = torch.nn.Parameter(torch.tensor(0.5))
+        def forward(self, inp, m): return torch.ones_like(inp)*self.level
+    held = HeldOut(open_faces('drawn', 32, 20), 32, InpaintLoss(random_features()))
+    grey = fills(Grey(), held)
+    assert 0 < grey['texture'] < fills(recipe_learner(TINY, device='cpu').model, held)['texture']
+    assert grey['pulls']['hole'] == 1 and [*grey['pulls']] == [*PAPER_WEIGHTS]
