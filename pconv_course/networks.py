@@ -53,7 +53,7 @@ class PlainUNet(PConvUNet):
 
 # %% ../nbs/08_networks.ipynb #4a2ec0d8
 def _forms(network):
-    "The readable and the fast form of a network by its name. What builds on this module is imported when it is asked for."
+    "The readable and the fast form of a network by its name."
     if network == 'gated':
         return GatedUNet, partial(GatedUNet, decoder='transposed')
     if network == 'adopted':

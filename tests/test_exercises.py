@@ -100,6 +100,19 @@ WRONG = {
                        ("/2 + .5", "/2"),                                                   # changed back by half
                        ("2*x - 1", "x - .5")],                                              # the width of the range forgotten
     },
+    "03_data": {
+        "check_held_out": [('hash01(i.split("_")[0])', "hash01(i)"),                         # each photograph for itself
+                           ('[i for i in ids if hash01(i.split("_")[0]) < fraction]', 'ids[:int(fraction*len(ids))]'),  # the first ones
+                           ('[i for i in ids if hash01(i.split("_")[0]) < fraction]',       # a permutation of the people
+                            'np.random.default_rng(0).choice(sorted({i.split("_")[0] for i in ids}), 60, replace=False).tolist()'),
+                           ("< fraction", ">= fraction")],                                   # the sides swapped
+        "check_order": [("[seed, epoch]", "seed + epoch"),                                  # a sum that collides
+                        ("[seed, epoch]", "seed"),                                          # the same order every epoch
+                        ("np.random.default_rng([seed, epoch])", "np.random")],              # the global generator
+        "check_place": [("3*size*size", "size*size"),                                       # one channel
+                        ("start + i*n", "i*n"),                                             # the header forgotten
+                        ("3*size*size", "4*3*size*size")],                                  # floats
+    },
 }
 
 
