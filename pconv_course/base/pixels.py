@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/base/pixels.ipynb #abb3e953
-from .core import atomic_path, check_space, InputError, only_one, progress_of, sha256_of
+from .core import atomic_path, check_space, InputError, counting, only_one, sha256_of
 
 # %% ../../nbs/base/pixels.ipynb #f322fab6
 class PixelCache:
@@ -55,7 +55,7 @@ def write_cache(files, path, workers=None, progress=None):
         try: return files.read(k)
         except InputError: return None
     n, workers, there = len(files.names), workers or os.cpu_count() or 1, bytearray()
-    with progress_of(progress, n, 0, "decoding once") as done, atomic_path(path) as tmp, tmp.open("wb") as f, ThreadPoolExecutor(workers) as pool:
+    with counting(n, 0, progress, "decoding once", "faces") as done, atomic_path(path) as tmp, tmp.open("wb") as f, ThreadPoolExecutor(workers) as pool:
         np.lib.format.write_array_header_1_0(f, dict(descr="|u1", fortran_order=False, shape=(n, 3, files.size, files.size)))
         for start in range(0, n, 64):
             for x in pool.map(one, range(start, min(n, start + 64))):
