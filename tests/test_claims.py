@@ -120,7 +120,7 @@ def test_numbers_and_intervals_of_one_row(tmp_path):
     row = next(r for r in ledger.claims(world(tmp_path, 1)) if r["sentence"].startswith("Partial convolutions effectively"))
     assert (row["number"], row["interval"], row["verdict"]) == ("+0.100", "[+0.090, +0.110]", HOLDS) and row["more"] == "partial 10.1, plain 10.2, truth 10"
     other = json.loads((tmp_path/"comparison.json").read_text())
-    other["rows"][0]["against"]["plain"]["seam"] = [-.02, -.05, .01]
+    other["rows"][0]["against"]["plain"] |= dict.fromkeys(("seam", "seam_off"), [-.02, -.05, .01])
     (tmp_path/"comparison.json").write_text(json.dumps(other))
     row = next(r for r in ledger.claims(tmp_path) if r["sentence"].startswith("Partial convolutions effectively"))
     assert (row["number"], row["verdict"]) == ("-0.020", OPEN)
@@ -143,7 +143,8 @@ def test_a_second_seed_that_disagrees_takes_the_claim_back(tmp_path):
     for seam in ([.08, .07, .09], [-.3, -.31, -.29]):  # of plain_seed1 less partial; that of partial_seed1 is 0
         for row in r["rows"]:
             for k in ("partial_seed1", "plain_seed1"): row["methods"][k] = row["methods"]["plain"]
-            row["against"] |= dict(partial_seed1=row["against"]["plain"] | dict(seam=[0., -.001, .001]), plain_seed1=row["against"]["plain"] | dict(seam=seam))
+            row["against"] |= dict(partial_seed1=row["against"]["plain"] | dict.fromkeys(("seam", "seam_off"), [0., -.001, .001]),
+                                   plain_seed1=row["against"]["plain"] | dict.fromkeys(("seam", "seam_off"), seam))
         r["methods"] |= dict(partial_seed1={}, plain_seed1={})
         (tmp_path/"comparison.json").write_text(json.dumps(r))
         assert fewer()[0] == (HOLDS if seam[0] > 0 else FAILS) and fewer()[1] != before[1]
