@@ -1,7 +1,7 @@
 # make demo   train a small inpainter on drawn faces and open runs/demo/report.html     (ARGS="--minutes 2" passes options on)
 # make test   everything that CI checks
 # make bench  speed and memory beside plain convolutions     (ARGS="--peers DIR" adds other people's networks)
-# make experiments  every table of chapters 10 to 13, tiny   (ARGS="--scale full --data FOLDER_OR_ZIP")
+# make experiments  every table of the experiments, tiny      (ARGS="--scale full --data FOLDER_OR_ZIP")
 # make help   the other targets
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,17 +10,17 @@ ARGS ?=
 export PYTHONUNBUFFERED = 1
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-browser bench experiments nbs readme docs clean help
+.PHONY: demo test test-browser bench experiments nbs readme docs demo-site clean help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-runtime
-	$(BIN)/pconv_demo $(ARGS)
+	$(BIN)/pconv demo $(ARGS)
 
 # One notebook is one test, each in a process of its own; one thread per process, so that two run side by side.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 --ignore tests/browser tests $(ARGS)
 
-# The drawing widget in a real browser, in voila, JupyterLab and Notebook 7. PCONV_SHOTS=FOLDER keeps screenshots.
+# The drawing widget in a real browser, in voila, JupyterLab and Notebook 7; and the site's live demo, which needs npm. PCONV_SHOTS=FOLDER keeps screenshots.
 test-browser: .venv/installed-browser
 	@test -n "$$PCONV_CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
 	  { echo "no Chromium: apt install chromium, or set PCONV_CHROMIUM to the program"; exit 2; }
@@ -28,16 +28,16 @@ test-browser: .venv/installed-browser
 
 # Alone on the machine, please: every other process is in the numbers.
 bench: .venv/installed-runtime
-	$(BIN)/pconv_bench $(ARGS)
+	$(BIN)/pconv lab bench $(ARGS)
 
-# The networks, evaluations and ablations behind chapters 10 to 13; stopped, the same command goes on.
+# The networks, evaluations and ablations behind the experiments; stopped, the same command goes on.
 experiments: .venv/installed-dev
-	$(BIN)/pconv_experiments --scale tiny $(ARGS)
+	$(BIN)/pconv lab experiments --scale tiny $(ARGS)
 
 # Run every notebook, store its outputs, export, clean; then README.md from nbs/index.ipynb.
 nbs: .venv/installed-dev
 	$(BIN)/nbdev_export
-	for nb in nbs/[0-9]*.ipynb nbs/*/*.ipynb nbs/cli.ipynb nbs/index.ipynb; do \
+	for nb in nbs/[0-9]*.ipynb nbs/*/*.ipynb nbs/cli*.ipynb nbs/summary.ipynb nbs/index.ipynb; do \
 	  echo $$nb && PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.store_widget_state=False $$nb || exit 1; done
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
@@ -45,9 +45,13 @@ nbs: .venv/installed-dev
 readme: .venv/installed-dev
 	$(BIN)/python tests/readme.py
 
-# Needs quarto on the PATH.
+# Needs quarto and npm on the PATH.
 docs: .venv/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs
+
+# The live demo alone, into _docs/demo; needs npm, not quarto. To look at it: python -m http.server -d _docs, then /demo/.
+demo-site: .venv/installed-dev
+	$(BIN)/python nbs/demo/build.py
 
 clean:
 	rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -27,7 +27,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 
 # %% ../nbs/03_data.ipynb #60f8e3f0
-from .base.core import atomic_path, check_space, InputError, only_one, progress_of, read_json, sha256_of
+from .base.core import atomic_path, check_space, counting, InputError, only_one, read_json, sha256_of
 from .base.faces import check_size, draw_face
 from .base.pictures import decode, face_ids, list_faces, naming
 from .base.show import to_array
@@ -271,7 +271,7 @@ def write_cache(files, path, workers=None, progress=None):
         try: return files.read(k)
         except InputError: return None
     n, workers, there = len(files.names), workers or os.cpu_count() or 1, bytearray()
-    with progress_of(progress, n, 0, "decoding once") as done, atomic_path(path) as tmp, tmp.open("wb") as f, ThreadPoolExecutor(workers) as pool:
+    with counting(n, 0, progress, "decoding once", "files") as done, atomic_path(path) as tmp, tmp.open("wb") as f, ThreadPoolExecutor(workers) as pool:
         np.lib.format.write_array_header_1_0(f, dict(descr="|u1", fortran_order=False, shape=(n, 3, files.size, files.size)))
         for start in range(0, n, 64):
             for x in pool.map(one, range(start, min(n, start + 64))):

@@ -36,7 +36,6 @@ from .learner import inpaint_batch
 from .masks import bucket_of, BUCKETS, MaskBank
 from .metrics import (as_saved, biharmonic_fill, hole_l1_error, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, psnr,
     score_each, telea_fill)
-from .metrics import open_lpips  # noqa: F401 (the command looks for it here)
 from .pairs import list_hash, stem
 from .weights import load_model, load_pretrained, weights_hash
 
@@ -211,7 +210,7 @@ def run_methods(methods, pairs, results, lpips=None, progress=None):
     bs, todo = min(16, max(1, 2**20//pairs.size**2)), [(k, missing(results, k, pairs, lpips)) for k in methods]
     total = len(methods)*len(pairs)
     try:
-        with counting(total, total - sum(len(lost) for _, lost in todo), progress) as count:
+        with counting(total, total - sum(len(lost) for _, lost in todo), progress, "evaluating", "fills") as count:
             for method, numbers in ((k, lost[at:at + bs]) for k, lost in todo for at in range(0, len(lost), bs)):
                 results.add(score_pairs(method, pairs, numbers, lpips))
                 count(len(numbers))
@@ -354,7 +353,7 @@ def evaluate(
     lpips=None,  # function (comp, gt) -> (B,), see `open_lpips`
     inception=None,  # feature extractor for FID and KID, see `open_inception`
     notes=(),  # lines about what could not be measured
-    progress=None,  # see `counting`
+    progress=None,  # see `base.core.showing`
 ) -> dict:
     "Fill, score, summarise, write. What an earlier call scored on the same pairs stays in the record. Raises `InputError`."
     if len({k.name for k in methods}) < len(methods): raise InputError("two methods have the same name; give each its own: NAME=PATH")

@@ -43,6 +43,11 @@ class Phase:
     features: bool = True  # perceptual and style terms, where they have a weight? Without them a step costs a fraction
     critic: bool = True  # does the critic act, where there is one?
 
+# %% ../nbs/16_recipe.ipynb #6a7688ff
+def total_epochs(recipe):
+    "Epochs of all phases together."
+    return sum(p.epochs for p in recipe.phases)
+
 # %% ../nbs/16_recipe.ipynb #bc84b253
 @dataclass(frozen=True)
 class Task:
@@ -72,7 +77,7 @@ class Recipe(Task):
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
-    network: str = 'partial'  # 'partial', 'plain' (chapter 05) or 'gated' (chapter 25): what its convolutions make of a hole
+    network: str = 'partial'  # 'partial', 'plain' or 'gated' (chapter 08): what its convolutions make of a hole
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
@@ -119,7 +124,7 @@ def complaints(r):
         if not is_whole(p.epochs, 1): yield f"phase {i} has epochs={p.epochs!r}: give a whole number of 1 or more"
     if is_whole(r.bs, 1) and is_whole(r.accumulate, 1) and r.bs % r.accumulate: yield f"accumulate={r.accumulate}: a batch of {r.bs} cannot be cut into so many equal pieces"
     if not r.phases: yield "no phases: give at least one"
-    if len(r.betas) != 2 or not all(0 <= b < 1 for b in r.betas): yield f"betas={r.betas}: give two decays, 0 or more and below 1"
+    if len(r.betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in r.betas): yield f"betas={r.betas}: give two decays, 0 or more and below 1"
     if r.critic is not None:
         yield from (f'critic: {o}' for o in critic_complaints(r.critic))
         if r.phases and not any(p.critic for p in r.phases): yield "there is a critic, and no phase has critic=True: give it to one, or leave the critic out"
@@ -139,7 +144,7 @@ def normalise(r):
     try:
         fix('phases', tuple(p if isinstance(p, Phase) else Phase(**p) for p in r.phases))
         fix('hole_ratio', tuple(float(v) for v in r.hole_ratio))
-        fix('betas', tuple(float(v) for v in r.betas))
+        fix('betas', tuple(r.betas))
         if r.critic is not None and not isinstance(r.critic, CriticSpec): fix('critic', CriticSpec(**r.critic))
         fix('weights', check_weights(r.weights))
         if r.start is not None: fix('start', str(r.start))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EncoderStage', 'DecoderStage', 'pad_to_multiple', 'check_input', 'UNetBase', 'init_he', 'PConvUNet', 'stages',
-           'masks_by_stage', 'receptive_field']
+           'masks_by_stage']
 
 # %% ../nbs/04_unet.ipynb #32ede933
 import torch
@@ -172,13 +172,3 @@ def masks_by_stage(
         known = torch.maximum(F.interpolate(up[-1], scale_factor=2), m_skip)
         up.append((window_sum(known, c.kernel_size, padding=c.padding) > 0).float())
     return down + up[1:]
-
-# %% ../nbs/04_unet.ipynb #c8b8aa83
-def receptive_field(
-    model: nn.Module, # a `PConvUNet`; only its shapes are used
-    i: int = 0):      # row (or column) of an output pixel, px
-    "First and last input row (or column) that output pixel `i` can depend on; may lie outside the image."
-    a = b = i
-    for c in (s.conv for s in reversed(model.dec)): a, b = (a - c.padding[0])//2, (b + c.padding[0])//2
-    for c in (s.conv for s in reversed(model.enc)): a, b = 2*a - c.padding[0], 2*b - c.padding[0] + c.kernel_size[0] - 1
-    return a, b

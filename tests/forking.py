@@ -79,7 +79,7 @@ def is_due(when, began): return time.monotonic() - began > when if isinstance(wh
 
 
 def serve():
-    import fastai.distributed, pconv_course.cli, pconv_course.train  # noqa: F401, E401 (what the children need)
+    import fastai.distributed, pconv_course.cli, pconv_course.runs.train  # noqa: F401, E401 (what the children need)
     for line in sys.stdin:
         job = json.loads(line)
         began, (pids, files), codes, kills = time.monotonic(), start(job['jobs'], job['together']), {}, list(job['kill'])
@@ -123,7 +123,7 @@ def act(name, *args):
 
 
 def train_job(recipe, out, at=None, do=(), only=None, probe=None, bn_eval=False, user=None, wait_for=None, then=None, data='drawn', **kwargs):
-    """`train` as pconv_train calls it, by a recipe in a dict; None: resume. Before training step `at`, `do`, in process `only` (None: all).
+    """`train` as `pconv train` calls it, by a recipe in a dict; None: resume. Before training step `at`, `do`, in process `only` (None: all).
 
     `probe`: a folder for what each process saw in each batch; `bn_eval`: batch norm as in evaluation; `user`: number of the user to be;
     `wait_for`, `then`: a file to wait for before, and one to make after."""
@@ -146,7 +146,7 @@ def train_job(recipe, out, at=None, do=(), only=None, probe=None, bn_eval=False,
             else: act(*do)
     while wait_for and not Path(wait_for).exists(): time.sleep(0.01)
     if user: os.setuid(user)
-    try: clean_exit('pconv_train')(train)(recipe and recipe_from(recipe), data, out, resume=not recipe, progress=False, device='cpu', cbs=[Act()], **kwargs)
+    try: clean_exit('pconv train')(train)(recipe and recipe_from(recipe), data, out, resume=not recipe, progress=False, device='cpu', cbs=[Act()], **kwargs)
     finally:
         if then: Path(then).touch()
 

@@ -1,19 +1,17 @@
 "The race: order, ratios, memory, peers from their files, the record and what happens when a run is stopped or refused."
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from calling import shell
 from pconv_course.lab import bench as bench_module
 from pconv_course.lab import charts
 from pconv_course.lab import peers as peers_module
 from pconv_course import networks as networks_module
-from pconv_course.cli import options
-from pconv_course.lab.bench import (SETTINGS, BenchTask, adam, bench, compare, entrants, measure_all, networks, peak_bytes, quick, race, rotated, rows,
+from pconv_course.lab.bench import (SETTINGS, BenchTask, adam, bench, bench_settings, compare, entrants, measure_all, networks, peak_bytes, quick, race, rotated, rows,
     seconds, step_in_parts, tasks, vgg_shaped)
 from pconv_course.lab.charts import between, chart, mode_table, parts_chart, reached
 from pconv_course.lab.peers import NaotoUNet, NvidiaUNet, check_layer, find_peers, run_file
@@ -282,13 +280,13 @@ def test_whole_step_only_where_wanted(light):
 
 
 def test_options():
-    assert options('cpu', False, 'both', {})['modes'] == ['one thread', 'all threads']
-    assert options('cpu', False, 'both', {})['whole_modes'] == options('cpu', False, 'all', {})['modes'] == ['all threads']
-    assert options('cpu', True, 'one', dict(batch=3, size=None))['batch'] == 3 and options('cpu', True, 'one', {})['size'] == 32
+    assert bench_settings('cpu', False, 'both', {})['modes'] == ['one thread', 'all threads']
+    assert bench_settings('cpu', False, 'both', {})['whole_modes'] == bench_settings('cpu', False, 'all', {})['modes'] == ['all threads']
+    assert bench_settings('cpu', True, 'one', dict(batch=3, size=None))['batch'] == 3 and bench_settings('cpu', True, 'one', {})['size'] == 32
     for args in (('tpu', False, 'both'), ('cpu', False, 'two')):
-        with pytest.raises(UsageError, match='use'): options(*args, {})
+        with pytest.raises(UsageError, match='use'): bench_settings(*args, {})
     if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match='no CUDA device'): options('cuda', False, 'both', {})
+        with pytest.raises(UsageError, match='no CUDA device'): bench_settings('cuda', False, 'both', {})
 
 
 def test_vgg_shaped_is_a_vgg16():
@@ -296,23 +294,17 @@ def test_vgg_shaped_is_a_vgg16():
     assert [tuple(c.weight.shape[:2]) for c in convs] == [(64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (256, 256)]
 
 
-def shell(tmp_path, *args):
-    "The installed command: fastcore reads the arguments only of a script, not of `python -c`."
-    r = subprocess.run([Path(sys.executable).parent/'pconv_bench', *map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    return r.returncode, r.stdout, r.stderr
-
-
 @pytest.mark.parametrize('args,word', [(['--peers', 'nowhere'], 'nowhere: no such folder'), (['--peers', '.'], 'holds neither'), (['--batch', '0'], '--batch is 0'),
                                        (['--mode', 'three'], '--mode three'), (['--device', 'tpu'], '--device tpu')])
 def test_one_line_for_what_cannot_be_done(tmp_path, args, word):
-    code, out, err = shell(tmp_path, *args)
-    assert code == 2 and out == '' and err.startswith('pconv_bench: error: ') and word in err and len(err.splitlines()) == 1
+    code, out, err = shell('lab bench', *args, cwd=tmp_path)
+    assert code == 2 and out == '' and err.startswith('pconv lab bench: error: ') and word in err and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_quick_from_a_shell(tmp_path):
     (tmp_path/'nbs'/'results').mkdir(parents=True)
-    code, out, err = shell(tmp_path, '--quick', '--mode', 'one', '--threads', '1', '--device', 'cpu')
+    code, out, err = shell('lab bench', '--quick', '--mode', 'one', '--threads', '1', '--device', 'cpu', cwd=tmp_path)
     assert code == 0, err
     files = list(Path(tmp_path/'nbs'/'results').iterdir())
     assert len(files) == 1 and files[0].name.endswith('-quick.json') and out.rstrip().endswith(f'nbs/results/{files[0].name}')

@@ -1,15 +1,15 @@
 """The commands as a shell sees them: help, exit codes, one line of error, nothing heavy before it is needed."""
 import errno
 import os
+import re
+import shlex
 import subprocess
 import sys
-import time
 from dataclasses import asdict
-from importlib.metadata import entry_points
-from pathlib import Path
 
 import pytest
 import torch
+from calling import MODULE, command_of, pconv, shell
 from fastcore.script import anno_parser
 
 from pconv_course.base import core
@@ -17,58 +17,92 @@ from pconv_course import cli
 from pconv_course.base.core import UsageError, check_number, clean_exit, exit_code, one_line
 from pconv_course.base.core import InputError, write_json
 
-NAMES = ("pconv_data", "pconv_train", "pconv_demo", "pconv_trials", "pconv_app")
-LAUNCH = "import sys\nfrom pconv_course.cli import {0}\nif __name__ == '__main__': sys.exit({0}())\n"
+def paths(commands, before=""):
+    "All commands: 'data', ..., 'lab bench', ..."
+    return [p for k, f in commands.items() for p in (paths(f, f"{before}{k} ") if isinstance(f, dict) else [before + k])]
 
 
-@pytest.fixture
-def shell(tmp_path):
-    "A function that runs a command as the script does that pip installs: (exit code, stdout, stderr)."
-    def run(name, *args, timeout=120, **env):
-        script = tmp_path/name
-        script.write_text(LAUNCH.format(name))
-        r = subprocess.run([sys.executable, str(script), *map(str, args)], cwd=tmp_path, capture_output=True, text=True,
-                           timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
-        return r.returncode, r.stdout, r.stderr
-    return run
+NAMES = paths(cli.COMMANDS)
 
 
-def test_console_scripts_point_here():
-    "The installed names are those of this module."
-    found = {e.name: e.value for e in entry_points(group="console_scripts") if e.name in NAMES}
-    assert found == {n: f"pconv_course.cli:{n}" for n in NAMES}
+def test_the_table_of_commands():
+    assert NAMES == ["data", "train", "evaluate", "inpaint", "app", "export", "demo", *(f"lab {n}" for n in ("bench", "trials", "experiments", "pack", "convert"))]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_help(shell, name):
-    "Every option has a help text; help is 0 and needs no heavy import."
-    code, out, err = shell(name, "--help")
-    assert (code, err) == (0, "")
-    for action in anno_parser(getattr(cli, name).__wrapped__)._actions:
-        if action.help != "==SUPPRESS==": assert action.help and (action.option_strings or [action.dest])[0] in out
-    heavy = f"import sys; from pconv_course.cli import {name}; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
+HEAVY = """import sys
+from pconv_course.cli import main
+try: main({words})
+except SystemExit: pass
+print([m for m in ("torch", "numpy", "PIL", "fastai", "matplotlib") if m in sys.modules], file=sys.stderr)"""
 
 
-@pytest.mark.parametrize("name,args", [("pconv_data", ["prepare", "a", "b", "--size", "big"]), ("pconv_data", []),
-                                       ("pconv_train", ["--minutes", "soon"]), ("pconv_demo", ["--colour", "red"]),
-                                       ("pconv_trials", ["--seeds", "few"]), ("pconv_app", ["--port", "here"])])
-def test_argparse_errors_look_like_ours(shell, name, args):
-    code, out, err = shell(name, *args)
-    assert (code, out) == (2, "") and "Traceback" not in err
-    assert [o for o in err.splitlines() if "error:" in o] == err.splitlines()[-1:] and err.splitlines()[-1].startswith(f"{name}: error: ")
+@pytest.mark.parametrize("name", ["", "lab", *NAMES])
+def test_help(name):
+    "Every option of every command has a help text; help is 0 and loads nothing heavy, neither does the import."
+    r = subprocess.run([sys.executable, "-c", HEAVY.format(words=[*name.split(), "--help"])], capture_output=True, text=True)
+    assert r.stderr.strip() == "[]" and r.stdout.startswith(f"usage: {f'pconv {name}'.strip()} ")
+    if name not in NAMES: return
+    for action in anno_parser(command_of(name))._actions:
+        if action.help != "==SUPPRESS==": assert action.help and (action.option_strings or [action.dest])[0] in r.stdout
 
 
-@pytest.mark.parametrize("name,args", [("pconv_data", ["prepare", "a", "b", "--size", "0"]), ("pconv_data", ["prepare", "a", "b", "--workers", "-1"]),
-                                       ("pconv_train", ["--minutes", "nan"]), ("pconv_train", ["--seed", "-1"]),
-                                       ("pconv_demo", ["--minutes", "-1"]), ("pconv_demo", ["--minutes", "inf"]),
-                                       ("pconv_trials", ["--images", "63"]), ("pconv_trials", ["--seeds", "0"]), ("pconv_app", ["--port", "0"])])
-def test_bad_numbers_are_refused_at_once(shell, name, args):
-    "One line, before torch is imported: well under the seconds that takes."
-    began = time.monotonic()
-    code, out, err = shell(name, *args)
-    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"{name}: error: --") and "give" in err
-    assert time.monotonic() - began < 20
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], ["lab"], ["lab", "--help"]], ids=" ".join)
+def test_the_way_through(words, capsys):
+    "A line for each command, a group among them, and an example that the parser takes."
+    assert cli.main(words) is None
+    out, table = capsys.readouterr().out, cli.LAB if "lab" in words else cli.COMMANDS
+    assert re.findall(r"^  (\w+) ", out, re.M) == list(table) and max(map(len, out.splitlines())) <= 100
+    example = shlex.split(out.splitlines()[-1].removeprefix("For example: pconv "))
+    name = " ".join(example[:2]) if example[0] == "lab" else example[0]
+    assert cli.read_options(command_of(name), "pconv", example[len(name.split()):])
+
+
+@pytest.mark.parametrize("words,says", [(["trian"], "pconv train"), (["bench"], "did you mean pconv lab bench?"), (["lab", "trails"], "did you mean pconv lab trials?"),
+                                        (["inpant", "a.png"], "did you mean pconv inpaint?"), (["xyzzy"], "choose from: data, train"), (["lab", "xyzzy"], "choose from: bench, trials"),
+                                        (["--data", "x"], "unknown command '--data'")], ids=lambda o: " ".join(o) if isinstance(o, list) else "")
+def test_unknown_words_bring_the_nearest(words, says, capsys):
+    with pytest.raises(SystemExit) as e: cli.main(words)
+    out, err = capsys.readouterr()
+    assert (e.value.code, out, err.count("\n")) == (2, "", 1) and says in err and err.startswith("pconv lab: error: " if words[0] == "lab" else "pconv: error: ")
+
+
+def test_options_for_several_values():
+    "By blanks, by commas, and by the option once more; all of it counts."
+    read = lambda *words: cli.read_options(cli.evaluate_cmd, "x", words)
+    for words in (["--baseline", "telea", "ns"], ["--baseline", "telea,ns"], ["--baseline", "telea", "--baseline", "ns"], ["--baseline=telea", "--baseline=ns"]):
+        assert cli.split_words(read(*words)["baseline"]) == ["telea", "ns"]
+    assert cli.split_words(read("--model", "a", "--outputs", "b", "c", "--model", "d=e")["model"]) == ["a", "d=e"]
+    assert read()["baseline"] is None and cli.split_words(None) == []
+
+
+def test_a_process_of_its_own(tmp_path):
+    "`python -m pconv_course` is the command."
+    code, out, err = shell("", cwd=tmp_path)
+    assert (code, err) == (0, "") and out.startswith("usage: pconv ")
+    assert shell("frobnicate", cwd=tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("name,args", [("data", ["prepare", "a", "b", "--size", "big"]), ("data", []),
+                                       ("train", ["--minutes", "soon"]), ("demo", ["--colour", "red"]),
+                                       ("lab trials", ["--seeds", "few"]), ("app", ["--port", "here"]), ("inpaint", ["a.png"]), ("lab pack", [])])
+def test_argparse_errors_look_like_ours(name, args, capsys):
+    with pytest.raises(SystemExit) as e: cli.main([*name.split(), *args])
+    out, err = capsys.readouterr()
+    assert (e.value.code, out) == (2, "") and "Traceback" not in err
+    assert [o for o in err.splitlines() if "error:" in o] == err.splitlines()[-1:] and err.splitlines()[-1].startswith(f"pconv {name}: error: ")
+
+
+BAD_NUMBERS = [("data", ["prepare", "a", "b", "--size", "0"]), ("data", ["prepare", "a", "b", "--workers", "-1"]), ("train", ["--seed", "-1"]),
+               ("evaluate", ["--size", "3"]), ("inpaint", ["a.png", "-o", "b.png", "--grow", "-1"]), ("demo", ["--minutes", "-1"]), ("demo", ["--minutes", "inf"]),
+               ("lab bench", ["--batch", "0"]), ("lab trials", ["--images", "63"]), ("lab trials", ["--seeds", "0"]), ("lab experiments", ["--seeds", "0"]), ("app", ["--port", "0"])]
+
+
+@pytest.mark.parametrize("name,args", BAD_NUMBERS)
+def test_bad_numbers_are_refused_at_once(name, args):
+    "One line, before anything heavy is imported."
+    r = subprocess.run([sys.executable, "-c", HEAVY.format(words=[*name.split(), *args])], capture_output=True, text=True)
+    line, heavy = r.stderr.splitlines()
+    assert (r.stdout, heavy) == ("", "[]") and line.startswith(f"pconv {name}: error: --") and "give" in line
 
 
 def test_one_line_and_code():
@@ -112,51 +146,49 @@ def test_only_our_warnings_are_shown(capsys):
 
 def test_commands_return_nothing(monkeypatch):
     "sys.exit(result) would turn a result into an error: the functions must return None."
-    import pconv_course.data
     seen = []
-    monkeypatch.setattr(pconv_course.data, "prepare", lambda *a, **k: dict(count=1))
-    assert cli.pconv_data("prepare", "a", "b") is None
+    monkeypatch.setattr("pconv_course.tools.prepare.prepare", lambda *a, **k: dict(count=1))
+    assert pconv("data", "prepare", "a", "b") is None
     monkeypatch.setattr("pconv_course.runs.train.train", lambda *a, **k: dict(images=1, minutes=1.))
-    assert cli.pconv_train(out="x") is None
+    assert pconv("train", out="x") is None
     monkeypatch.setattr("pconv_course.tools.demo.demo", lambda *a, **k: dict(cases={}, total_minutes=1.))
     monkeypatch.setattr("pconv_course.tools.demo.case_table", lambda c: "")
-    assert cli.pconv_demo(out="x") is None
+    assert pconv("demo", out="x") is None
     monkeypatch.setattr("pconv_course.lab.trials.run_trials", lambda *a: a)
     monkeypatch.setattr("pconv_course.lab.trials.trial_table", seen.append)
-    assert cli.pconv_trials("loss", "faces", "runs", "t.json", "vgg16", 128, 2, "a; b") is None
+    assert pconv("lab trials", "loss", "faces", "runs", "t.json", "vgg16", 128, 2, "a; b") is None
     assert seen == [("loss", "faces", "runs", "t.json", "vgg16", 128, 2, ["a", "b"])]
 
 
 @pytest.fixture
 def without(tmp_path):
-    "A function that runs Python or an installed script in a process where some modules can't be imported."
+    "A function that runs Python in a process where some modules can't be imported."
     def run(*args, modules):
         (tmp_path/"sitecustomize.py").write_text(f"import sys\nfor name in {modules}: sys.modules[name] = None\n")
-        r = subprocess.run([*map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"})
+        r = subprocess.run([*map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"})
         return r.returncode, r.stdout, r.stderr
     return run
 
 
 @pytest.mark.parametrize("missing", ["anywidget", "voila"])
 def test_without_the_packages_of_the_app(without, missing):
-    "The installed script says in one line what to install; help needs neither."
-    script = Path(sys.executable).parent/"pconv_app"
-    code, out, err = without(script, "--no-browser", modules=[missing])
-    assert (code, out, err) == (2, "", f"pconv_app: error: {missing} is missing; install it: pip install 'pconv_course[app]'\n")
-    code, out, err = without(script, "--help", modules=[missing])
+    "The command says in one line what to install; help needs neither."
+    code, out, err = without(*MODULE, "app", "--no-browser", modules=[missing])
+    assert (code, out, err) == (2, "", f"pconv app: error: {missing} is missing; install it: pip install 'pconv_course[app]'\n")
+    code, out, err = without(*MODULE, "app", "--help", modules=[missing])
     assert (code, err) == (0, "") and "--port" in out
 
 
-def test_the_photo_of_the_app_is_a_word_not_an_option(shell):
-    code, out, err = shell("pconv_app", "me.jpg", "--no-browser")
-    assert (code, out, err) == (2, "", "pconv_app: error: me.jpg: no such file; check the path\n")
+def test_the_photo_of_the_app_is_a_word_not_an_option(tmp_path):
+    code, out, err = shell("app", "me.jpg", "--no-browser", cwd=tmp_path)
+    assert (code, out, err) == (2, "", "pconv app: error: me.jpg: no such file; check the path\n")
 
 
 def test_the_widget_without_anywidget_is_one_line(without):
-    code, out, err = without(sys.executable, "-W", "ignore", "-c", "import pconv_course.widget", modules=["anywidget"])
+    code, out, err = without(sys.executable, "-W", "ignore", "-c", "import pconv_course.tools.widget", modules=["anywidget"])
     assert code == 1 and err.splitlines()[-1] == "pconv_course.base.core.MissingPackage: anywidget is missing; install it: pip install 'pconv_course[app]'"
     assert "During handling" not in err and "direct cause" not in err
-    code, out, err = without(sys.executable, "-W", "ignore", "-c", "try: import pconv_course.widget\nexcept ImportError as e: print(e)", modules=["anywidget"])
+    code, out, err = without(sys.executable, "-W", "ignore", "-c", "try: import pconv_course.tools.widget\nexcept ImportError as e: print(e)", modules=["anywidget"])
     assert (code, out) == (0, "anywidget is missing; install it: pip install 'pconv_course[app]'\n"), err
 
 
@@ -173,13 +205,13 @@ def test_options_reach_train(monkeypatch):
         seen.update(recipe=recipe, data=data, out=out, minutes=minutes, resume=resume, **kwargs)
         return dict(images=1, minutes=1.)
     monkeypatch.setattr("pconv_course.runs.train.train", fake)
-    cli.pconv_train("real", "faces.zip", "r", 3., False, "800-898", None, 32, 4, 7, "cpu")
+    pconv("train", "real", "faces.zip", "r", 3., False, "800-898", None, 32, 4, 7, "cpu")
     r = seen["recipe"]
     assert (r.size, r.bs, r.seed, r.valid, r.name) == (32, 4, 7, "800-898", "real")
     assert (seen["data"], seen["out"], seen["minutes"], seen["resume"], seen["device"]) == ("faces.zip", "r", 3., False, "cpu")
-    cli.pconv_train(resume=True, out="r")
+    pconv("train", resume=True, out="r")
     assert seen["recipe"] is None and seen["resume"] and (seen["num_workers"], seen["tensorboard"]) == (0, False)
-    cli.pconv_train(precision="bf16", accumulate=4, workers=3, tensorboard=True, network="gated", out="r")
+    pconv("train", precision="bf16", accumulate=4, workers=3, tensorboard=True, network="gated", out="r")
     r = seen["recipe"]
     assert (r.precision, r.accumulate, r.start, r.network, r.bs % 4) == ("bf16", 4, None, "gated", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
 
@@ -193,9 +225,9 @@ def test_recipe_of_a_file(tmp_path, monkeypatch):
     recipe = recipe_with(PRESETS["demo"], name="mine", size=48, depth=3, width=4)
     names = dict(recipe=asdict(recipe), part=dict(width=8), climber=dict(name="../../up", width=8))
     for stem, d in names.items(): write_json(tmp_path/f"{stem}.json", d)
-    cli.pconv_train("recipe.json")
-    cli.pconv_train("recipe.json", size=32, seed=7, out="r")
-    for stem in ("part", "climber"): cli.pconv_train(str(tmp_path/f"{stem}.json"))
+    pconv("train", "recipe.json")
+    pconv("train", "recipe.json", size=32, seed=7, out="r")
+    for stem in ("part", "climber"): pconv("train", str(tmp_path/f"{stem}.json"))
     assert [out for _, out in seen] == ["runs/mine", "r", "runs/part", "runs/climber"]
     assert seen[0][0] == recipe and seen[1][0] == recipe_with(recipe, size=32, seed=7) and seen[2][0].width == 8
 
@@ -208,7 +240,7 @@ def test_files_that_hold_no_recipe(tmp_path, capsys):
     says = dict(cut="not valid JSON", bytes="not valid JSON", list="a recipe is an object", scores="unknown in a recipe: 'psnr'", wrong="size='big'",
                 folder="or give a recipe's JSON file", nowhere="or give a recipe's JSON file")
     for name, words in says.items():
-        with pytest.raises(SystemExit) as e: cli.pconv_train(str(tmp_path/f"{name}.json"), out=str(tmp_path/"run"))
+        with pytest.raises(SystemExit) as e: pconv("train", str(tmp_path/f"{name}.json"), out=str(tmp_path/"run"))
         err = capsys.readouterr().err
         assert e.value.code == 2 and err.count("\n") == 1 and words in err, err
     assert not (tmp_path/"run").exists()
@@ -220,7 +252,7 @@ def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
     from pconv_course.weights import load_model, pretrained_info, weights_dir
     write_json(tmp_path/"tiny.json", dict(TINY, n_faces=6, bs=2, valid=.4, min_steps=2, formula="v1", phases=[dict(lr=1e-4)]))
     start = "pretrained" if how == "name" else str(weights_dir()/"faces.safetensors")
-    cli.pconv_train(str(tmp_path/"tiny.json"), out=str(tmp_path/"run"), start=start, device="cpu")
+    pconv("train", str(tmp_path/"tiny.json"), out=str(tmp_path/"run"), start=start, device="cpu")
     theirs, config = load_model(weights_dir()/"faces.safetensors")[1]["model"], load_model(tmp_path/"run")[1]
     assert config["model"] == theirs and config["recipe"]["size"] == 32 and config["position"]["step"] == 2
     assert config["start"]["sha256"] == pretrained_info()["sha256"] and config["recipe"]["start"] == "faces.safetensors"
@@ -238,7 +270,7 @@ def test_start_brings_its_network(tmp_path, capsys):
     says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="pretrained", network="gated"), "which is partial"),
             (dict(start=str(tmp_path/"nowhere")), "no such file")]
     for how, words in says:
-        with pytest.raises(SystemExit) as e: cli.pconv_train(out=str(tmp_path/"run"), device="cpu", **how)
+        with pytest.raises(SystemExit) as e: pconv("train", out=str(tmp_path/"run"), device="cpu", **how)
         err = capsys.readouterr().err
         assert e.value.code == 2 and err.count("\n") == 1 and words in err and not (tmp_path/"run").exists(), err
 
@@ -250,9 +282,9 @@ def test_trials_that_cannot_be_recorded(option, place, tmp_path, capsys, monkeyp
     monkeypatch.setattr("pconv_course.lab.trials.run_trials", lambda *a: pytest.fail("the trials began"))
     (tmp_path/"folder").mkdir(), (tmp_path/"file").write_text("precious"), (tmp_path/"list.json").write_text("[1]"), (tmp_path/"link").symlink_to(tmp_path/"gone")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as e: cli.pconv_trials(**{"out": str(tmp_path/"runs"), option: str(tmp_path/place)})
+    with pytest.raises(SystemExit) as e: pconv("lab trials", **{"out": str(tmp_path/"runs"), option: str(tmp_path/place)})
     err = capsys.readouterr().err
-    assert e.value.code == 2 and err.count("\n") == 1 and err.startswith("pconv_trials: error: ") and place in err, err
+    assert e.value.code == 2 and err.count("\n") == 1 and err.startswith("pconv lab trials: error: ") and place in err, err
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path/"file").read_text() == "precious"
 
 
@@ -270,12 +302,12 @@ def test_places_where_trials_can_be_recorded(tmp_path, monkeypatch):
 TINY = dict(size=32, n_faces=40, n_masks=10, depth=3, width=4, bs=8)
 
 
-def test_dashes_are_underscores(shell):
+def test_dashes_are_underscores(capsys):
     "Both spellings of an option are understood; values are left alone."
     for option in ("--dry-run", "--dry_run"):
-        code, out, err = shell("pconv_train", option, "--minutes", "nan")
-        assert (code, out) == (2, "") and "--minutes is nan" in err
-    assert cli._underscores(["--dry-run", "--out=a-b", "--out", "--a-b=c-d", "-x-y", "e-f"]) == ["--dry_run", "--out=a-b", "--out", "--a_b=c-d", "-x-y", "e-f"]
+        with pytest.raises(SystemExit) as e: cli.main(["train", option, "--minutes", "nan"])
+        assert e.value.code == 2 and "--minutes is nan" in capsys.readouterr().err
+    assert cli.underscores(["--dry-run", "--out=a-b", "--out", "--a-b=c-d", "-x-y", "e-f"]) == ["--dry_run", "--out=a-b", "--out", "--a_b=c-d", "-x-y", "e-f"]
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
@@ -285,7 +317,7 @@ def test_dry_run(tmp_path, monkeypatch, capsys):
     from pconv_course.unet import PConvUNet
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "demo", recipe_with(PRESETS["demo"], **TINY, min_steps=1, phases=(Phase(1e-3, epochs=50),)))
-    cli.pconv_train(dry_run=True, accumulate=2, device="cpu")
+    pconv("train", dry_run=True, accumulate=2, device="cpu")
     out = capsys.readouterr().out
     n = sum(p.numel() for p in PConvUNet(3, 4).parameters())
     assert "phase 1      lr 0.001" in out and f"{n:,} parameters" in out and "features of 4 pictures" in out and "nothing was written" in out
@@ -361,7 +393,7 @@ def test_tensorboard(tmp_path, capsys):
 
 def test_tensorboard_is_optional(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pconv_course.runs.run.find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as e: cli.pconv_train(out=str(tmp_path/"run"), tensorboard=True, size=32, device="cpu")
+    with pytest.raises(SystemExit) as e: pconv("train", out=str(tmp_path/"run"), tensorboard=True, size=32, device="cpu")
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.count("\n") == 1 and "pip install 'pconv_course[tensorboard]'" in err and not (tmp_path/"run").exists()
 

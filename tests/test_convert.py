@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
+from calling import MODULE, pconv
 from pconv_course.lab.peers import find_peers, run_file
-from pconv_course.cli import pconv_convert
 from pconv_course.networks import Adopted, AdoptedFastUNet, AdoptedUNet
 from pconv_course.tools.convert import (CHECKPOINT_LAYOUTS, convert, convert_state, find_layout, flip_colours, mmagic_name, naoto_name, read_checkpoint, rename)
 from pconv_course.base.core import InputError
@@ -396,11 +395,7 @@ def test_nothing_is_overwritten(file, tmp_path):
 
 # The command
 
-def run(*args, cwd=None):
-    code = 'import sys\nfrom pconv_course.convert import pconv_convert\nsys.argv[0] = "pconv_convert"\nsys.exit(pconv_convert())'
-    script = Path(cwd)/'pconv_convert.py'
-    script.write_text(code)
-    return subprocess.run([sys.executable, str(script), *args], cwd=cwd, capture_output=True, text=True)
+def run(*args, cwd=None): return subprocess.run([*MODULE, 'lab', 'convert', *args], cwd=cwd, capture_output=True, text=True)
 
 
 def test_command(tmp_path):
@@ -409,17 +404,17 @@ def test_command(tmp_path):
     assert done.returncode == 0 and 'naoto0804' in done.stdout and "formula 'v1'" in done.stdout and 'mine/model.safetensors' in done.stdout and not done.stderr
     assert load_model(tmp_path/'mine')[0].config['depth'] == 3
     failed = run('gone.pth', '-o', 'x', cwd=tmp_path)
-    assert failed.returncode == 2 and failed.stderr == 'pconv_convert: error: gone.pth: no such file; give the checkpoint that you have downloaded\n'
+    assert failed.returncode == 2 and failed.stderr == 'pconv lab convert: error: gone.pth: no such file; give the checkpoint that you have downloaded\n'
     assert not (tmp_path/'x').exists()
 
 
 def test_command_in_this_process(file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    pconv_convert('theirs.pth', o='mine')
+    pconv('lab convert', 'theirs.pth', o='mine')
     for args, word in ((dict(file='theirs.pth', o='mine'), 'another one with -o'), (dict(file='theirs.pth'), '-o FOLDER'), (dict(file='theirs.pth', o='x', layout='keras'), 'keras')):
-        with pytest.raises(SystemExit) as e: pconv_convert(**args)
+        with pytest.raises(SystemExit) as e: pconv('lab convert', **args)
         err = capsys.readouterr().err
-        assert e.value.code == 2 and word in err and err.count('\n') == 1 and err.startswith('pconv_convert: error: ')
+        assert e.value.code == 2 and word in err and err.count('\n') == 1 and err.startswith('pconv lab convert: error: ')
     assert not (tmp_path/'x').exists()
 
 

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from pconv_course.base.core import InputError
 from pconv_course.data import face_dls
 from pconv_course.fast import FastPConvUNet
-from pconv_course.training import PartDL, every_nth, part_of
+from pconv_course.step import PartDL, every_nth, part_of
 from pconv_course.runs.checkpoint import latest_checkpoint
 from pconv_course.recipe import Phase, Recipe
 from pconv_course.weights import load_model
@@ -133,7 +133,7 @@ def test_signal_to_one_stops_both_and_both_resume(tmp_path):
     assert forks().run(*[job(tmp_path/'whole')]*2, together=True) == [(0, '')]*2
     stopped = forks().run(*[job(tmp_path/'cut', at=7, do=['SIGTERM'], only=1)]*2, together=True)
     assert [code for code, _ in stopped] == [130, 130] and stopped[1][1] == ''
-    assert stopped[0][1].count('\n') == 1 and 'pconv_train --resume' in stopped[0][1]
+    assert stopped[0][1].count('\n') == 1 and 'pconv train --resume' in stopped[0][1]
     assert latest_checkpoint(tmp_path/'cut')[0]['position']['step'] == 8
     assert forks().run(*[job(tmp_path/'cut', None)]*2, together=True) == [(0, '')]*2
     same(tmp_path/'whole', tmp_path/'cut')
@@ -145,8 +145,8 @@ def test_one_dies_and_all_end(tmp_path, who):
     ended = forks().run(*[job(tmp_path/'run', save_minutes=0, at=7, do=['SIGKILL'], only=who)]*2, together=True, timeout=60)
     assert ended[who] == (-9, '')
     code, line = ended[1 - who]
-    line = [o for o in line.splitlines() if o.startswith('pconv_train: ')]
-    assert code == 2 and len(line) == 1 and 'another process of this run has ended' in line[0] and 'pconv_train --resume' in line[0]
+    line = [o for o in line.splitlines() if o.startswith('pconv train: ')]
+    assert code == 2 and len(line) == 1 and 'another process of this run has ended' in line[0] and 'pconv train --resume' in line[0]
     assert latest_checkpoint(tmp_path/'run')[0]['position']['step'] in (6, 7)
     assert forks().run(job(tmp_path/'run', None)) == [(0, '')]
 
@@ -170,10 +170,10 @@ def test_complaints_before_the_start_are_told_once(tmp_path):
 
 
 def test_launcher(tmp_path):
-    "accelerate launch, with the installed command (its --cpu starts one process, or many through MPI; --multi_gpu starts them on CPUs as well)."
+    "accelerate launch, with the command (its --cpu starts one process, or many through MPI; --multi_gpu starts them on CPUs as well)."
     launch = [sys.executable, '-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
               '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
-    command = [str(Path(sys.executable).parent/'pconv_train'), '--device', 'cpu', '--out', 'run', '--size', '32', '--bs', '8', '--minutes', '0.02', '--accumulate', '2']
+    command = ['--module', 'pconv_course', 'train', '--device', 'cpu', '--out', 'run', '--size', '32', '--bs', '8', '--minutes', '0.02', '--accumulate', '2']
     r = subprocess.run([*launch, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'CUDA_VISIBLE_DEVICES': ''})
     assert r.returncode == 0, r.stderr

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from calling import pconv
 from pconv_course import artifacts
 from pconv_course import cli
 from pconv_course import evaluation
@@ -813,11 +814,11 @@ def test_fid_and_kid_with_a_stand_in(pairs, tmp_path):
 def test_command_scores_adds_and_joins(run, pictures, capsys):
     folder, _ = run
     where = dict(faces=str(pictures/"faces"), masks=str(pictures/"masks"), hole="white", valid="8-23", limit=10)
-    cli.pconv_evaluate(model=[f"ours={folder}"], baseline=["telea,ns", "truth"], out=str(pictures/"s.json"), **where)
+    pconv("evaluate", model=[f"ours={folder}"], baseline=["telea,ns", "truth"], out=str(pictures/"s.json"), **where)
     text = capsys.readouterr().out
     assert "10 pairs of" in text and "at 32 px" in text and "ours − Telea" in text and "[" in text
-    cli.pconv_evaluate(baseline=["mean"], size=32, out=str(pictures/"m.json"), **where)
-    cli.pconv_evaluate(join=[str(pictures/"s.json"), str(pictures/"m.json")], out=str(pictures/"all.json"))
+    pconv("evaluate", baseline=["mean"], size=32, out=str(pictures/"m.json"), **where)
+    pconv("evaluate", join=[str(pictures/"s.json"), str(pictures/"m.json")], out=str(pictures/"all.json"))
     r = json.loads((pictures/"all.json").read_text())
     assert list(r["methods"]) == ["telea", "ns", "truth", "ours", "mean"] and r["settings"]["faces"]["which"] == "held out: 8-23"
     assert r["methods"]["ours"]["config"]["recipe"]["size"] == 32
@@ -831,9 +832,9 @@ def test_command_scores_adds_and_joins(run, pictures, capsys):
     (dict(outputs=["nowhere"]), "does not exist")])
 def test_command_refuses_in_one_line(args, word, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e: cli.pconv_evaluate(**dict(limit=2, size=32) | args)
+    with pytest.raises(SystemExit) as e: pconv("evaluate", **dict(limit=2, size=32) | args)
     err = capsys.readouterr().err
-    assert e.value.code == 2 and word in err and err.count("\n") == 1 and err.startswith("pconv_evaluate: error: ")
+    assert e.value.code == 2 and word in err and err.count("\n") == 1 and err.startswith("pconv evaluate: error: ")
 
 
 def test_default_size_is_the_networks():

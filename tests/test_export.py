@@ -17,11 +17,11 @@ pytest.importorskip("onnxruntime")
 import onnx
 from safetensors.torch import save_file
 
+from calling import pconv
 from pconv_course.tools import onnx as onnx_module
 from pconv_course.base.core import MissingPackage
 from pconv_course.base.core import InputError
-from pconv_course.cli import pconv_export
-from pconv_course.lab.clocks import decibel, record_export
+from pconv_course.lab.clocks import decibel_of, record_export
 from pconv_course.tools.onnx import (check_export, core_graph, export_onnx, frame_text, join_graphs, metadata, open_onnx, run_onnx, run_torch, shrink_weights)
 from pconv_course.tools.share import from_pretrained, hub_class, save_pretrained
 from pconv_course.weights import open_weights
@@ -213,21 +213,21 @@ def saved(net, path):
 def test_the_command(net, tmp_path, monkeypatch, cores, capsys):
     monkeypatch.setattr(onnx_module, "core_graph", lambda model, impl="fast": cores[impl])
     path, out = saved(net, tmp_path/"run"/"model.safetensors"), tmp_path/"out.onnx"
-    pconv_export(model=str(path.parent), out=str(out))
+    pconv("export", model=str(path.parent), out=str(out))
     assert "out.onnx" in capsys.readouterr().out and out.is_file()
     before = out.read_bytes()
     for wrong, word in [(dict(), "exists"), (dict(precision="fp8", overwrite=True), "fp8"), (dict(hole="red", overwrite=True), "red"),
                         (dict(impl="slow", overwrite=True), "slow"), (dict(model=str(tmp_path/"none"), overwrite=True), "no such file")]:
-        with pytest.raises(SystemExit) as e: pconv_export(**dict(model=str(path.parent), out=str(out)) | wrong)
+        with pytest.raises(SystemExit) as e: pconv("export", **dict(model=str(path.parent), out=str(out)) | wrong)
         err = capsys.readouterr().err
         assert e.value.code == 2 and word in err and len(err.splitlines()) == 1, err
         assert out.read_bytes() == before
-    pconv_export(model=str(path), out=str(out), precision="fp16", overwrite=True)
+    pconv("export", model=str(path), out=str(out), precision="fp16", overwrite=True)
     assert len(out.read_bytes()) < len(before)
 
 
 def test_importing_the_module_needs_no_onnx():
-    code = "import sys; import pconv_course.export; print([m for m in ('onnx', 'onnxscript', 'onnxruntime', 'huggingface_hub') if m in sys.modules])"
+    code = "import sys; import pconv_course.tools.onnx; print([m for m in ('onnx', 'onnxscript', 'onnxruntime', 'huggingface_hub') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -343,9 +343,9 @@ def test_the_record_names_what_was_measured(net, tmp_path, monkeypatch, cores):
 
 def test_decibels_by_hand():
     a, b, where = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 10, np.uint8), np.array([[[1, 0], [0, 0]]])
-    assert decibel(a, b, where) == round(20*np.log10(25.5), 2) and decibel(a, a, where) == 99
+    assert decibel_of(a, b, where) == round(20*np.log10(25.5), 2) and decibel_of(a, a, where) == 99
     b[0, 1, 1] = 200
-    assert decibel(a, b, where) == round(20*np.log10(25.5), 2), "pixels outside do not count"
+    assert decibel_of(a, b, where) == round(20*np.log10(25.5), 2), "pixels outside do not count"
 
 
 def test_the_recorded_file_is_of_all_three_precisions():

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 
-from pconv_course.fast import FastPConvUNet, flops, kernels, plan_masks, phase_conv, saved_bytes, split_conv, up_cat_conv, up_kernel
+from pconv_course.fast import FastPConvUNet, flops, kernels, plan_masks, saved_bytes, split_conv, up_cat_conv, up_kernel
+from pconv_course.lab.phases import phase_conv
 from pconv_course.networks import PlainUNet, build_unet
 from pconv_course.unet import PConvUNet, masks_by_stage, pad_to_multiple
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calling import MODULE, pconv
 from forking import forks
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,7 +28,6 @@ from torch.testing import assert_close
 
 from pconv_course.base import pictures
 from pconv_course import masks
-from pconv_course.cli import pconv_data, pconv_demo, pconv_train
 from pconv_course.base.core import InputError, atomic_path, read_json, sha256_of, write_json
 from pconv_course.base.show import to_array
 from pconv_course.data import DrawnFaces, FaceFiles
@@ -49,12 +49,12 @@ def tree(folder): return {str(p.relative_to(folder)): sha256_of(p) if p.is_file(
 def one_fault(capsys, command, *args, code=2, **kwargs):
     "Run a command in this process; it must end with `code` and one line, which is returned without the name of the command."
     capsys.readouterr()
-    with pytest.raises(SystemExit) as e: command(*args, **kwargs)
+    with pytest.raises(SystemExit) as e: pconv(command, *args, **kwargs)
     err = capsys.readouterr().err
     assert e.value.code == code and "Traceback" not in err, err
     lines = [o for o in err.splitlines() if not o.startswith("training ")]  # the line that announces a run
-    assert len(lines) == 1 and len(lines[0]) < 600 and lines[0].startswith(f"{command.__name__}: "), err
-    return lines[0].removeprefix(f"{command.__name__}: ").removeprefix("error: ")
+    assert len(lines) == 1 and len(lines[0]) < 600 and lines[0].startswith(f"pconv {command}: "), err
+    return lines[0].removeprefix(f"pconv {command}: ").removeprefix("error: ")
 
 
 def png_of(width, height):
@@ -128,9 +128,9 @@ def only_giants(d, good):
 
 SOURCES = [missing, empty_folder, nothing_useful, text_file, one_photo, fake_zip, empty_file, empty_zip, below_a_file, cut_zip, text_zip,
            only_broken, only_dots, only_giants]
-COMMANDS = dict(data=lambda c, src, out: one_fault(c, pconv_data, "prepare", src, out, size=32),
-                train=lambda c, src, out: one_fault(c, pconv_train, "demo", src, out, size=32, minutes=1.),
-                demo=lambda c, src, out: one_fault(c, pconv_demo, out, src, 1.))
+COMMANDS = dict(data=lambda c, src, out: one_fault(c, "data", "prepare", src, out, size=32),
+                train=lambda c, src, out: one_fault(c, "train", "demo", src, out, size=32, minutes=1.),
+                demo=lambda c, src, out: one_fault(c, "demo", out, src, 1.))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -166,30 +166,30 @@ def test_one_bad_picture_among_good_ones(spoil, tmp_path, good, capsys):
     bad = dict(cut=(good/"000.jpg").read_bytes()[:600], dot=(tmp_path/"dot.png").read_bytes(), giant=png_of(20000, 20000), text=b"hello", empty=b"",
                thin=png_of(20000, 8))[spoil]
     (src/"bad.png").write_bytes(bad)
-    assert pconv_data("prepare", str(src), str(tmp_path/"out"), size=32) is None
+    assert pconv("data", "prepare", str(src), str(tmp_path/"out"), size=32) is None
     report = read_json(tmp_path/"out"/"quarantine.json")
     assert len(report) == 1 and "bad.png" in str(report) and read_json(tmp_path/"out"/"manifest.json")["count"] == 20
-    assert "bad" in one_fault(capsys, pconv_train, "demo", str(src), str(tmp_path/"run"), size=32, minutes=1.)
+    assert "bad" in one_fault(capsys, "train", "demo", str(src), str(tmp_path/"run"), size=32, minutes=1.)
 
 
-OPTIONS = [(pconv_data, dict(action="prepare", src="{good}", dst="{out}", size=0)), (pconv_data, dict(action="prepare", src="{good}", dst="{out}", size=-64)),
-           (pconv_data, dict(action="prepare", src="{good}", dst="{out}", size=15)), (pconv_data, dict(action="prepare", src="{good}", dst="{out}", size=10**6)),
-           (pconv_data, dict(action="prepare", src="{good}", dst="{out}", valid="2")), (pconv_data, dict(action="prepare", src="{good}", dst="{out}", valid="nan")),
-           (pconv_data, dict(action="prepare", src="{good}", dst="{out}", valid="900-999")), (pconv_data, dict(action="prepare", src="{good}", dst="{out}", workers=0)),
-           (pconv_data, dict(action="destroy", src="{good}", dst="{out}")),
-           (pconv_train, dict(size=0)), (pconv_train, dict(minutes=-1.)), (pconv_train, dict(minutes=float("nan"))), (pconv_train, dict(minutes=0.)),
-           (pconv_train, dict(bs=0)), (pconv_train, dict(seed=-1)), (pconv_train, dict(preset="huge")), (pconv_train, dict(device="toaster")),
-           (pconv_train, dict(features="nowhere.pth")), (pconv_train, dict(valid="much")), (pconv_train, dict(resume=True)), (pconv_train, dict(resume=True, size=32)),
-           (pconv_train, dict(resume=True, precision="bf16")), (pconv_train, dict(precision="fp8")), (pconv_train, dict(accumulate=0)), (pconv_train, dict(accumulate=3)),
-           (pconv_train, dict(start="nowhere")), (pconv_train, dict(workers=-1)), (pconv_train, dict(dry_run=True, data="nowhere")),
-           (pconv_demo, dict(minutes=float("nan"))), (pconv_demo, dict(minutes=-1.)), (pconv_demo, dict(seed=-1))]
+OPTIONS = [("data", dict(action="prepare", src="{good}", dst="{out}", size=0)), ("data", dict(action="prepare", src="{good}", dst="{out}", size=-64)),
+           ("data", dict(action="prepare", src="{good}", dst="{out}", size=15)), ("data", dict(action="prepare", src="{good}", dst="{out}", size=10**6)),
+           ("data", dict(action="prepare", src="{good}", dst="{out}", valid="2")), ("data", dict(action="prepare", src="{good}", dst="{out}", valid="nan")),
+           ("data", dict(action="prepare", src="{good}", dst="{out}", valid="900-999")), ("data", dict(action="prepare", src="{good}", dst="{out}", workers=0)),
+           ("data", dict(action="destroy", src="{good}", dst="{out}")),
+           ("train", dict(size=0)), ("train", dict(minutes=-1.)), ("train", dict(minutes=float("nan"))), ("train", dict(minutes=0.)),
+           ("train", dict(bs=0)), ("train", dict(seed=-1)), ("train", dict(preset="huge")), ("train", dict(device="toaster")),
+           ("train", dict(features="nowhere.pth")), ("train", dict(valid="much")), ("train", dict(resume=True)), ("train", dict(resume=True, size=32)),
+           ("train", dict(resume=True, precision="bf16")), ("train", dict(precision="fp8")), ("train", dict(accumulate=0)), ("train", dict(accumulate=3)),
+           ("train", dict(start="nowhere")), ("train", dict(workers=-1)), ("train", dict(dry_run=True, data="nowhere")),
+           ("demo", dict(minutes=float("nan"))), ("demo", dict(minutes=-1.)), ("demo", dict(seed=-1))]
 
 
-@pytest.mark.parametrize("command,options", OPTIONS, ids=lambda o: getattr(o, "__name__", None) or "-".join(f"{k}={v}" for k, v in o.items() if "{" not in str(v)))
+@pytest.mark.parametrize("command,options", OPTIONS, ids=lambda o: o if isinstance(o, str) else "-".join(f"{k}={v}" for k, v in o.items() if "{" not in str(v)))
 def test_impossible_option(command, options, tmp_path, good, capsys):
     "Refused before anything is made."
     options = {k: v.format(good=good, out=tmp_path/"out") if isinstance(v, str) else v for k, v in options.items()}
-    if command is not pconv_data: options["out"] = str(tmp_path/"out")
+    if command != "data": options["out"] = str(tmp_path/"out")
     one_fault(capsys, command, **options)
     assert not (tmp_path/"out").exists()
 
@@ -205,13 +205,13 @@ def test_existing_folder_is_not_touched(command, tmp_path, good, capsys):
 
 def test_existing_run_is_not_overwritten(run_folder, capsys):
     before = tree(run_folder)
-    line = one_fault(capsys, pconv_train, "demo", "drawn", str(run_folder), minutes=1.)
+    line = one_fault(capsys, "train", "demo", "drawn", str(run_folder), minutes=1.)
     assert tree(run_folder) == before and "resume" in line
 
 
 def test_resume_with_other_faces(run_folder, good, capsys):
     before = tree(run_folder)
-    line = one_fault(capsys, pconv_train, "demo", str(good), str(run_folder), resume=True)
+    line = one_fault(capsys, "train", "demo", str(good), str(run_folder), resume=True)
     assert tree(run_folder) == before and "other faces" in line
 
 
@@ -242,7 +242,7 @@ def test_full_disk_from_the_start(command, tmp_path, good, capsys, monkeypatch):
 def test_disk_fills_up_while_training(tmp_path, capsys, monkeypatch):
     "The last good checkpoint stays, and the run can be resumed when there is room again."
     from fastai.callback.core import Callback
-    import pconv_course.train as module
+    import pconv_course.runs.train as module
     class Fill(Callback):
         def after_batch(self):
             if self.training and self.iter == 2: monkeypatch.setattr(os, "fsync", full)
@@ -250,11 +250,11 @@ def test_disk_fills_up_while_training(tmp_path, capsys, monkeypatch):
     real = module.train
     with monkeypatch.context() as m:
         m.setattr(module, "train", lambda recipe, *a, **k: real(TINY, *a, **k, cbs=[Fill()]))
-        line = one_fault(capsys, pconv_train, out=str(tmp_path/"run"))
+        line = one_fault(capsys, "train", out=str(tmp_path/"run"))
     monkeypatch.undo()
     assert "No space left" in line and "checkpoint" in line
     load_model(tmp_path/"run")
-    assert pconv_train(out=str(tmp_path/"run"), resume=True) is None
+    assert pconv("train", out=str(tmp_path/"run"), resume=True) is None
 
 
 def test_file_size_limit_of_the_system(tmp_path):
@@ -275,9 +275,7 @@ with clean_exit("cmd"): write_json({str(tmp_path/"a.json")!r}, list(range(10000)
 
 def test_ctrl_c_in_a_real_process(tmp_path):
     "SIGINT during training: code 130, one line with a command, and that command works."
-    script = tmp_path/"pconv_train"
-    script.write_text("import sys\nfrom pconv_course.cli import pconv_train\nif __name__ == '__main__': sys.exit(pconv_train())\n")
-    args = [sys.executable, str(script), "--out", "run", "--size", "32"]
+    args = [*MODULE, "train", "--out", "run", "--size", "32"]
     p = subprocess.Popen([*args, "--minutes", "5"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
@@ -287,8 +285,8 @@ def test_ctrl_c_in_a_real_process(tmp_path):
         p.send_signal(signal.SIGINT)
         err = p.communicate(timeout=60)[1]
     finally: p.kill()
-    lines = [o for o in err.splitlines() if o.startswith("pconv_train: ")]
-    assert p.returncode == 130 and len(lines) == 1 and "Traceback" not in err and "pconv_train --resume --out run" in lines[0], err
+    lines = [o for o in err.splitlines() if o.startswith("pconv train: ")]
+    assert p.returncode == 130 and len(lines) == 1 and "Traceback" not in err and "pconv train --resume --out run" in lines[0], err
     assert load_model(tmp_path/"run")[1]["position"]["step"] >= 0
 
 
@@ -471,7 +469,7 @@ def test_faces_that_disappear(tmp_path):
     shutil.copytree(faces, tmp_path/"backup")
     assert one(job(tmp_path/"whole", data=str(faces))) == (0, "")
     code, line = one(job(tmp_path/"run", data=str(faces), at=2, do=["remove", str(faces)]))
-    assert code == 2 and "faces" in line and "is intact" in line and "pconv_train --resume" in line
+    assert code == 2 and "faces" in line and "is intact" in line and "pconv train --resume" in line
     shutil.copytree(tmp_path/"backup", faces)
     assert one(go_on(tmp_path/"run", data=str(faces))) == (0, "")
     same_run(tmp_path/"whole", tmp_path/"run")

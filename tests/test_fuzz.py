@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from calling import pconv
 from pconv_course.base.core import InputError
 from pconv_course.networks import build_unet
-from pconv_course.cli import pconv_inpaint, run_jobs
+from pconv_course.cli import run_jobs
 from pconv_course.inpainting import inpaint
 
 CHUNKS, EACH = 5, 200
@@ -146,7 +147,7 @@ def command_case(rng, folder, capsys):
     o = str(rng.choice(["out.png"]*9 + ["out.jpg", "out.webp", "out.tif", "out.tif", "new/deep/out.png", "there.png", "there.png", "there.png/x.png", photo.name, "mask.png", "out.xyz", "out", "."]))
     before, overwrite = snapshot(folder), bool(rng.random() < 0.25)
     if overwrite and o == "there.png": before.pop(folder/o)
-    try: pconv_inpaint(str(photo), given, o=str(folder/o), hole=None if rng.random() < 0.05 else hole, compare=bool(rng.random() < 0.2), fit=bool(rng.random() < 0.2), overwrite=overwrite, model=NET)
+    try: pconv("inpaint", str(photo), given, o=str(folder/o), hole=None if rng.random() < 0.05 else hole, compare=bool(rng.random() < 0.2), fit=bool(rng.random() < 0.2), overwrite=overwrite, model=NET)
     except SystemExit as e: code = e.code
     else: code = 0
     _, err = capsys.readouterr()
@@ -166,7 +167,7 @@ def command_case(rng, folder, capsys):
                 k = (np.asarray(Image.open(mask).convert("L")) > 127) == (hole == "black")
                 assert np.array_equal(np.asarray(made)[k], was[k]), "a known pixel has changed"
         return "repaired", kind
-    assert code == 2 and len(lines) == 1 and lines[0].startswith("pconv_inpaint: error: "), (code, lines)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("pconv inpaint: error: "), (code, lines)
     said_clearly(lines[0])
     assert not [p for p in after if p not in before and p.is_file() and after[p] != b"precious"], "debris"
     return "refused", kind

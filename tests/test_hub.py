@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calling import MODULE, pconv
 from pconv_course.base import core
-from pconv_course import cli
 from pconv_course import data
 from pconv_course.tools import ffhq
 from pconv_course.base.core import InputError, read_json
@@ -158,11 +158,11 @@ def kaggle(tmp_path, monkeypatch):
 
 
 def command(*args, **kw):
-    "(exit code, stderr lines, stdout) of pconv_data, called as Python calls it."
+    "(exit code, stderr lines, stdout) of `pconv data`, called as Python calls it."
     from contextlib import redirect_stderr, redirect_stdout
     err, out, code = io.StringIO(), io.StringIO(), 0
     with redirect_stderr(err), redirect_stdout(out):
-        try: cli.pconv_data(*args, **kw)
+        try: pconv("data", *args, **kw)
         except SystemExit as e: code = e.code
     return code, err.getvalue().splitlines(), out.getvalue()
 
@@ -226,16 +226,14 @@ def test_only_some_numbers(hf, tmp_path):
 def test_the_command_in_a_terminal(hf, tmp_path):
     "The real command in a process of its own, told by HF_ENDPOINT where its host is."
     env = {**os.environ, "HF_ENDPOINT": f"http://localhost:{hf.server_port}", "HF_HOME": str(tmp_path / "hf")}
-    code = "import sys; from pconv_course.cli import pconv_data; sys.argv[0] = 'pconv_data'; sys.exit(pconv_data())"
-    (tmp_path / "pconv_data.py").write_text(code)
-    run = lambda *a: subprocess.run([sys.executable, str(tmp_path / "pconv_data.py"), *a], capture_output=True, text=True, env=env)
+    run = lambda *a: subprocess.run([*MODULE, "data", *a], capture_output=True, text=True, env=env)
     r = run("ffhq", "--source", "hf", "--size", "128", "--out", str(tmp_path / "out"))
     assert r.returncode == 0 and r.stderr == "" and "15 faces of 128 px" in r.stdout, r.stderr
     hf.cut = len(hf.content)//2
     r = run("ffhq", "--source", "hf", "--size", "64", "--out", str(tmp_path / "cut"))
     assert r.returncode == 2 and r.stdout.count("\n") == 2 and r.stderr.count("\n") == 1 and "no connection to hf, or it broke" in r.stderr, r.stderr
     r = run("ffhq", str(tmp_path), "--source", "zip", "--out", str(tmp_path / "other"))
-    assert r.returncode == 2 and r.stderr == f"pconv_data: error: {tmp_path} is no zip; give --source folder\n"
+    assert r.returncode == 2 and r.stderr == f"pconv data: error: {tmp_path} is no zip; give --source folder\n"
 
 
 # Interrupted
@@ -339,7 +337,7 @@ def test_refused(source, status, request, tmp_path):
     server.status = status
     code, err, _ = fetch_ffhq(source, tmp_path / "out")
     assert code == 2 and len(err) == 1 and WORDS[status] in err[0], err
-    assert err[0].startswith("pconv_data: error: ") and len(err[0]) < 300 and "Traceback" not in err[0]
+    assert err[0].startswith("pconv data: error: ") and len(err[0]) < 300 and "Traceback" not in err[0]
     if status in (401, 403): assert {"hf": "HF_TOKEN", "kaggle": "KAGGLE_API_TOKEN"}[source] in err[0]
     assert not list(tmp_path.glob("out*")), "neither a folder of faces nor an empty one of the download"
     server.status = None
@@ -398,12 +396,12 @@ def test_library_absent(source, name, tmp_path, monkeypatch):
     for k in [m for m in sys.modules if m == name or m.startswith(name + ".")]: monkeypatch.delitem(sys.modules, k)
     monkeypatch.setitem(sys.modules, name, None)
     code, err, out = fetch_ffhq(source, tmp_path / "out")
-    assert (code, err) == (2, [f"pconv_data: error: {name} is missing; install it: pip install 'pconv_course[hub]'"])
+    assert (code, err) == (2, [f"pconv data: error: {name} is missing; install it: pip install 'pconv_course[hub]'"])
     assert "fetching" not in out and not list(tmp_path.glob("out*"))
 
 
 def test_importing_the_module_loads_no_client():
-    code = "import sys, pconv_course.hub; print([m for m in ('kagglehub', 'huggingface_hub') if m in sys.modules])"
+    code = "import sys, pconv_course.tools.ffhq; print([m for m in ('kagglehub', 'huggingface_hub') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 
@@ -458,7 +456,7 @@ def test_wrong_arguments(tmp_path):
 def test_what_cannot_be_split_is_not_fetched(kw, hf, tmp_path):
     "One line before the host is asked for anything; no folder, no word of a file that is not there."
     code, err, out = fetch_ffhq("hf", tmp_path / "out", **kw)
-    assert code == 2 and len(err) == 1 and err[0].startswith("pconv_data: error: ") and ("--ids" in err[0] or "valid" in err[0]), err
+    assert code == 2 and len(err) == 1 and err[0].startswith("pconv data: error: ") and ("--ids" in err[0] or "valid" in err[0]), err
     assert out == "" and not hf.log and not list(tmp_path.glob("out*"))
 
 
@@ -531,7 +529,7 @@ def test_a_copy_with_other_numbers_is_noticed(hf, tmp_path):
     hf.content = zipped({f"{NUMBERS[(k + 1) % len(files)]:05d}.png": files[k][1] for k in range(len(files))})
     with pytest.warns(data.FaceWarning, match="does not look like the official one"): ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None)
     code, err, _ = fetch_ffhq("hf", tmp_path / "out")
-    assert code == 0 and len(err) == 1 and err[0].startswith("pconv_data: note: face 0")
+    assert code == 0 and len(err) == 1 and err[0].startswith("pconv data: note: face 0")
 
 
 def test_a_broken_picture_is_set_aside(hf, tmp_path):

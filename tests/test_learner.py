@@ -21,10 +21,10 @@ from pconv_course.base.core import InputError
 from pconv_course.fast import FastPConvUNet, kernels
 from pconv_course.networks import build_unet
 from pconv_course.lab.clocks import BareTwin
-from pconv_course.learner import (EncoderBNFreeze, MaskCallback, PConvLearner, check_sizes, fit_log, inpaint_batch, loss_metrics, mask_generator,
+from pconv_course.learner import (MaskCallback, PConvLearner, check_sizes, fit_log, inpaint_batch, loss_metrics, mask_generator,
     masked_batch, pconv_learner, term_names)
 from pconv_course.metrics import hole_l1_error, psnr, ssim
-from pconv_course.step import DevicePrecision, paper_adam
+from pconv_course.step import DevicePrecision, EncoderBNFreeze, paper_adam
 from pconv_course.losses import random_features
 from pconv_course.objective import PAPER_WEIGHTS, InpaintLoss
 from pconv_course.masks import MaskBank

@@ -42,7 +42,7 @@ def copy(tmp_path_factory):
 def test_export_in_step(copy):
     "Deleting every generated module and exporting again gives the same files: no stale, missing or hand-edited module."
     for p in (copy / "pconv_course").rglob("*.py"):
-        if p.name != "__init__.py": p.unlink()
+        if not p.name.startswith("__"): p.unlink()
     out = run(sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=copy)
     assert out.returncode == 0, out.stdout + out.stderr
     here, there = ({p.relative_to(d).as_posix(): p.read_text(encoding="utf-8") for p in d.rglob("*.py")} for d in (PKG, copy / "pconv_course"))
@@ -85,14 +85,35 @@ def test_linter_finds_no_undefined_name():
     assert out.returncode == 0, out.stdout
 
 
+ALONE = """
+import json, os, sys, traceback
+import cv2, fastai.vision.all, matplotlib.pyplot, pandas, skimage, torch, torchmetrics.image  # other people's, once for all
+found = {}
+for name in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        try:
+            exec(f"import {name} as m; from {name} import *")
+            bare = [n for n in m.__all__ if callable(getattr(m, n)) and not getattr(m, n).__doc__]
+            if bare: print(f"{name}: without a docstring: {bare}", file=sys.stderr, flush=True)
+            os._exit(bool(bare))
+        except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
+    found[name] = os.waitpid(child, 0)[1]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "{module: exit status of a process in which it was the first of our modules to be imported}, and what they said."
+    out = run(sys.executable, "-W", "ignore", "-W", "error::SyntaxWarning", "-c", ALONE, *(f"pconv_course.{n}" for n in MODULES), cwd=tmp_path_factory.mktemp("alone"))
+    return json.loads(out.stdout.splitlines()[-1]), out.stderr
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_module_imports_alone(name, tmp_path):
-    "A clean process imports the module, and everything that `__all__` promises is there and documented."
-    code = (f"import pconv_course.{name} as m; from pconv_course.{name} import *\n"
-            "bare = [n for n in m.__all__ if callable(getattr(m, n)) and not getattr(m, n).__doc__]\n"
-            "assert not bare, f'without a docstring: {bare}'")
-    out = run(sys.executable, "-W", "error::SyntaxWarning", "-c", code, cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
+def test_module_imports_alone(name, alone):
+    "A process without any other of our modules imports it, and everything that `__all__` promises is there and documented."
+    status, said = alone
+    assert status[f"pconv_course.{name}"] == 0, said
 
 
 def test_package_is_light_and_lazy(tmp_path):
@@ -112,15 +133,24 @@ def test_one_module_per_notebook():
     assert sorted(exports.values()) == MODULES
 
 
-def test_console_scripts_exist():
-    "Every command that settings.ini promises names a function that is there."
+def test_one_console_script():
+    "settings.ini promises one command; its function is there, and `python -m pconv_course` calls the same one."
     ini = ConfigParser(delimiters=["="])
     ini.read(TOP / "settings.ini", encoding="utf-8")
-    scripts = [s.split("=")[1].split(":") for s in ini["DEFAULT"]["console_scripts"].split()]
-    assert scripts
-    for mod, func in scripts:
-        tree = ast.parse((TOP / f"{mod.replace('.', '/')}.py").read_text(encoding="utf-8"))
-        assert func in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)], f"{mod}:{func}"
+    assert ini["DEFAULT"]["console_scripts"].split() == ["pconv=pconv_course.cli:main"]
+    tree = ast.parse((PKG / "cli.py").read_text(encoding="utf-8"))
+    assert "main" in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+    assert "from pconv_course.cli import main" in (PKG / "__main__.py").read_text(encoding="utf-8")
+
+
+OLD = re.compile(r"\bpconv_(data|train|demo|evaluate|inpaint|app|export|bench|trials|pack|convert|experiments)\b(?!\.ipynb)")
+
+
+def test_nobody_names_the_old_commands():
+    "Prose, messages, outputs, build files: `pconv train`, not pconv_train. Only the table of renamed commands has both."
+    files = [*NBS, *TOP.glob("*.md"), *TOP.glob("*.ini"), *(TOP / ".github").rglob("*.yml"), TOP / "Makefile", *PKG.rglob("*.py"), *(PKG / "static").iterdir()]
+    named = {p.name: m[0] for p in files if p.name != "CHANGELOG.md" and (m := OLD.search(p.read_text(encoding="utf-8")))}
+    assert not named, named
 
 
 # What a reader of a stored notebook sees

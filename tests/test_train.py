@@ -28,7 +28,7 @@ from pconv_course.training import Position, RestOfEpoch, rng_state, total_epochs
 from pconv_course.fast import FastPConvUNet
 from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_with)
 from pconv_course.runs.train import train
-from pconv_course.training import average_decay, learning_rate, phase_part
+from pconv_course.training import RunCallback, average_decay, fit_recipe, learning_rate, phase_part
 from pconv_course.weights import load_model
 from pconv_course.unet import PConvUNet
 
@@ -321,7 +321,7 @@ def test_rest_of_epoch_is_the_end_of_the_epoch():
 def test_interrupted_is_uninterrupted(whole, tmp_path, step):
     "In mid-epoch, at the end of an epoch, in the phase with frozen batch norm: same weights, Adam, generators, scores and logs."
     out, result = whole
-    with pytest.raises(TrainingInterrupted, match='pconv_train --resume --out') as e: go(TINY, tmp_path/'cut', log_every=2, cbs=[At(step, press())])
+    with pytest.raises(TrainingInterrupted, match='pconv train --resume --out') as e: go(TINY, tmp_path/'cut', log_every=2, cbs=[At(step, press())])
     assert isinstance(e.value, KeyboardInterrupt) and '\n' not in str(e.value)
     back = go(None, tmp_path/'cut', resume=True, log_every=2)
     same_files(out, tmp_path/'cut')
@@ -544,7 +544,7 @@ def test_disk_fills_up_in_training(tmp_path, monkeypatch, whole):
 
 def test_no_permission(tmp_path, monkeypatch):
     def denied(*a, **k): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    monkeypatch.setattr(tempfile, 'mkstemp', denied)
+    monkeypatch.setattr(os, 'open', denied)
     with pytest.raises(InputError, match='Permission denied') as e: go(TINY, tmp_path/'run')
     assert '\n' not in str(e.value)
 
@@ -561,3 +561,31 @@ def test_lines_and_bar():
     assert '\r' not in rows[0] and '6*hole' in rows[0] and 'psnr' in rows[0] and 'left' in rows[0]
     assert '6*hole' in rows[1] and 'psnr' in rows[1] and 'images/s' in rows[1]
     assert isinstance(reporter(None), LineReport)
+
+
+# in memory
+
+@pytest.mark.parametrize('recipe', [TINY, AVERAGED, replace(TINY, accumulate=2)], ids=['plain', 'averaged', 'pieces'])
+def test_fit_in_memory_is_the_run_without_its_folder(tmp_path, recipe):
+    "`fit_recipe` writes nothing, leaves the generators alone, and ends with the weights of `train`, bit for bit."
+    torch.manual_seed(5)
+    before, state = set(Path.cwd().iterdir()), torch.get_rng_state()
+    learn = fit_recipe(recipe, device='cpu')
+    assert torch.equal(torch.get_rng_state(), state) and set(Path.cwd().iterdir()) == before
+    assert not any(isinstance(cb, RunCallback) for cb in learn.cbs)
+    go(recipe, tmp_path/'run')
+    assert_close(dict(learn.model.state_dict()), load_file(tmp_path/'run'/'model.safetensors'), rtol=0, atol=0)
+
+
+def test_fit_in_memory_begins_from_a_file(tmp_path, whole):
+    recipe = replace(TINY, start=str(whole[0]/'model.safetensors'), seed=1)
+    go(recipe, tmp_path/'run')
+    assert_close(dict(fit_recipe(recipe, device='cpu').model.state_dict()), load_file(tmp_path/'run'/'model.safetensors'), rtol=0, atol=0)
+
+
+def test_fit_in_memory_stops_at_an_exception_and_leaves_the_generators_alone():
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt): fit_recipe(TINY, device='cpu', cbs=Stop())
+    assert torch.equal(torch.get_rng_state(), state)

@@ -2,7 +2,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from calling import MODULE
 from pconv_course.base.core import InputError, read_json
 from pconv_course.data import open_faces
 from pconv_course.objective import FEATURE_TERMS, InpaintLoss
@@ -221,7 +221,7 @@ def test_record_comes_back(tmp_path):
 
 
 def test_command(tmp_path):
-    run = lambda *args: subprocess.run([Path(sys.executable).parent/'pconv_trials', '--plan', *args], capture_output=True, text=True, timeout=300,
+    run = lambda *args: subprocess.run([*MODULE, 'lab', 'trials', '--plan', *args], capture_output=True, text=True, timeout=300,
                                        env={k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'})
     ok = run('steps', '--images', '64', '--out', str(tmp_path/'runs'), '--only', 'lr 1e-3; lr 2e-3', '--seeds', '1', '--record', str(tmp_path/'t.json'))
     assert ok.returncode == 0 and 'lr 2e-3' in ok.stdout and len(read_json(tmp_path/'t.json')['plans']['steps']['runs']) == 2 and ok.stderr == '', ok.stderr

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 
-from pconv_course.unet import PConvUNet, masks_by_stage, pad_to_multiple, receptive_field, stages
+from pconv_course.lab.fields import receptive_field
+from pconv_course.unet import PConvUNet, masks_by_stage, pad_to_multiple, stages
 
 
 def tiny(depth=3, width=4, seed=0, **kwargs):

@@ -17,8 +17,8 @@ pytest.importorskip("anywidget", reason="needs the extra 'app'")
 import torch
 from PIL import Image
 
+from calling import pconv
 from pconv_course.tools import widget
-from pconv_course.cli import pconv_app
 from pconv_course.base.core import InputError
 from pconv_course.networks import build_unet
 from pconv_course.tools.widget import (DEEDS, RANDOM, STATIC, HoleCanvas, History, InpaintWidget, State, app, from_png, hole_from_png, hole_png,
@@ -277,11 +277,11 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "voila", ModuleType("voila"))
     for wrong, word in [(dict(photo=str(tmp_path/"none.png")), "no such file"), (dict(photo=str(tmp_path/"bad.png")), "not a picture"),
                         (dict(model=str(tmp_path/"none")), "no such file"), (dict(port=0), "--port"), (dict(port=65536), "--port")]:
-        with pytest.raises(SystemExit) as e: pconv_app(**wrong)
+        with pytest.raises(SystemExit) as e: pconv("app", **wrong)
         err = capsys.readouterr().err
         assert e.value.code == 2 and word in err and len(err.splitlines()) == 1 and not served, err
     monkeypatch.setitem(sys.modules, "voila", None)
-    with pytest.raises(SystemExit) as e: pconv_app()
+    with pytest.raises(SystemExit) as e: pconv("app")
     err = capsys.readouterr().err
     assert e.value.code == 2 and "voila is missing; install it: pip install 'pconv_course[app]'" in err and err.count("\n") == 1 and not served
     with pytest.raises(ImportError, match="voila is missing"): widget.open_app()
@@ -293,7 +293,7 @@ def test_the_command_hands_photo_and_model_over(tmp_path, monkeypatch):
     monkeypatch.setattr(widget, "serve", lambda path, port, no_browser, env: seen.append((path.name, path.is_file(), port, no_browser, env)))
     monkeypatch.chdir(tmp_path)
     seen = []
-    assert pconv_app(photo="a.png", port=1234, no_browser=True) is None
+    assert pconv("app", photo="a.png", port=1234, no_browser=True) is None
     name, there, port, no_browser, env = seen[0]
     assert (name, there, port, no_browser) == ("pconv_app.ipynb", True, 1234, True)
     assert Path(env["PCONV_PHOTO"]) == tmp_path/"a.png" and env["PCONV_MODEL"] == "" and env["PATH"] == os.environ["PATH"]
@@ -305,7 +305,7 @@ def serve_with(folder, voila):
     (folder/"voila"/"__init__.py").write_text("")
     (folder/"voila"/"__main__.py").write_text(voila)
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job may have been told to ignore it
-    code = f"{listen}; import os, sys; from pconv_course.widget import serve; serve('a.ipynb', 5, True, dict(os.environ, PYTHONPATH=os.getcwd()))"
+    code = f"{listen}; import os, sys; from pconv_course.tools.widget import serve; serve('a.ipynb', 5, True, dict(os.environ, PYTHONPATH=os.getcwd()))"
     return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -335,5 +335,5 @@ except KeyboardInterrupt: print("tidied up", flush=True)
 
 def test_the_package_ships_its_javascript():
     assert {p.name for p in STATIC.iterdir()} >= {"widget.js", "widget.css"}
-    code = "from pconv_course.widget import STATIC; print((STATIC/'widget.js').is_file())"
+    code = "from pconv_course.tools.widget import STATIC; print((STATIC/'widget.js').is_file())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout.strip() == "True"

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HOLE', 'STRIP', 'to_array', 'paint_hole', 'compose', 'strip_array', 'show_strip', 'show_images', 'show_masks',
-           'show_numbers', 'svg']
+           'show_numbers', 'svg', 'draw_unet']
 
 # %% ../../nbs/base/show.ipynb #8cc5140e
 import io
+import math
 
 # %% ../../nbs/base/show.ipynb #9ae711a8
 import matplotlib
@@ -111,3 +112,25 @@ def svg(fig):
         fig.savefig(buf, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(fig)
     return SVG(buf.getvalue())
+
+# %% ../../nbs/base/show.ipynb #6616eb3a
+def draw_unet(
+    rows, # a dict for each stage, encoder before decoder: 'stage', its name, 'size' of the map, px, and 'out_channels'
+    image # side of the image, px
+):
+    "Figure of a U: a box per stage, as high as its map and as wide as its channels, and a dashed arrow per skip."
+    fig, ax = plt.subplots(figsize=(10, 5.2))
+    d, boxes = len(rows)//2, [dict(r) for r in (dict(stage='inp, m', size=image, out_channels=3), *rows)]
+    arrow = lambda a, b, **kw: ax.annotate('', (b['x'] - b['w']/2, b['y']), (a['x'] + a['w']/2, a['y']), arrowprops=dict(arrowstyle='->', lw=.8, **kw))
+    for i, r in enumerate(boxes):
+        x, y = (i, -i) if i <= d else (i + .6, i - 2*d)
+        h, w = .14 + .085*math.log2(r['size']), .1 + .08*math.log2(r['out_channels'])
+        r |= dict(x=x*1.15, y=y, h=h, w=w)
+        colour = 'tab:gray' if i == 0 else 'tab:blue' if i <= d else 'tab:orange'
+        ax.add_patch(plt.Rectangle((r['x'] - w/2, y - h/2), w, h, color=colour, alpha=.75, lw=0))
+        ax.text(r['x'], y - h/2 - .05, f"{r['stage']}\n{r['size']}²×{r['out_channels']}", ha='center', va='top', fontsize=6.5)
+    for a, b in zip(boxes, boxes[1:]): arrow(a, b, color='black')
+    for i in range(d): arrow(boxes[i], boxes[2*d - i], color='tab:green', ls='--')
+    ax.set(xlim=(-.6, 1.15*(2*d + .6) + .8), ylim=(-d - .9, .6))
+    ax.set_axis_off()
+    return fig

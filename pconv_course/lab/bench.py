@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'PRECISIONS', 'SETTINGS', 'BASE', 'rotated', 'seconds', 'race', 'compare', 'peak_bytes', 'networks',
            'vgg_shaped', 'BenchTask', 'adam', 'quick', 'entrants', 'tasks', 'measure_memory', 'measure_all', 'threads',
            'short', 'row', 'rows', 'decoder_stages', 'kernels_twice', 'chunk_sizes', 'step_in_parts', 'median_parts',
-           'mask_rates', 'import_seconds', 'measure_details', 'slug', 'bench']
+           'mask_rates', 'import_seconds', 'measure_details', 'bench_settings', 'slug', 'bench']
 
 # %% ../../nbs/lab/bench.ipynb #efb557cd
 import gc
@@ -32,7 +32,8 @@ from torch import nn
 # %% ../../nbs/lab/bench.ipynb #90fda804
 from .. import fast
 from ..base.core import provenance, read_json, UsageError, write_json
-from ..fast import cat_conv, FastPConvUNet, phase_conv, split_conv
+from ..fast import cat_conv, FastPConvUNet, split_conv
+from .phases import phase_conv
 from .peers import check_layer, NaotoUNet, NvidiaUNet, run_file
 from ..losses import vgg_features
 from ..masks import MaskBank, stroke_mask
@@ -418,6 +419,24 @@ def measure_details(
         with threads(settings['threads']): found[name] = f()
         keep()
         say(f'{name}: done')
+
+# %% ../../nbs/lab/bench.ipynb #8ddcc7aa
+def bench_settings(
+    device=None,  # cpu or cuda; the latter when absent and there is one
+    quick_run=False,  # toy sizes?
+    mode='both',  # one, all or both, see `MODES`
+    given=None):  # dict of what replaces a setting, None for what doesn't
+    "The settings for this machine, see `SETTINGS`. Raises `UsageError` for what it can't do."
+    wanted = dict(one=['one thread'], all=['all threads'], both=SETTINGS['modes'])
+    if mode not in wanted: raise UsageError(f"--mode {mode}: use one of {', '.join(wanted)}")
+    if device not in (None, 'cpu', 'cuda'): raise UsageError(f"--device {device}: use cpu or cuda")
+    gpu = torch.cuda.is_available()
+    if device == 'cuda' and not gpu: raise UsageError("--device cuda: torch finds no CUDA device here; leave it out, or use cpu")
+    settings = SETTINGS | dict(device=device or ('cuda' if gpu else 'cpu'), threads=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+    settings |= dict(modes=wanted[mode], whole_modes=wanted[mode][-1:])
+    if settings['device'] == 'cuda': settings |= dict(modes=['cuda'], whole_modes=['cuda'], precisions=['fp32', 'bf16', 'fp16'])
+    if quick_run: settings = quick(settings)
+    return settings | {k: v for k, v in (given or {}).items() if v is not None}
 
 # %% ../../nbs/lab/bench.ipynb #64d5967e
 def slug(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURE', 'ENGINES', 'loader_profile', 'chunk_times', 'BareTwin', 'free_memory', 'bench_photo', 'bench_case',
-           'bench_plan', 'bench_inpaint', 'onnx_file', 'bench_record', 'speed_rows', 'decibel', 'measure_quality',
+           'bench_plan', 'bench_inpaint', 'onnx_file', 'bench_record', 'speed_rows', 'decibel_of', 'measure_quality',
            'onnx_seconds', 'measure_speed', 'record_export']
 
 # %% ../../nbs/lab/clocks.ipynb #731beb47
@@ -33,7 +33,7 @@ from PIL import Image
 
 # %% ../../nbs/lab/clocks.ipynb #eb36fb54
 from ..base.core import InputError, provenance, read_json, write_json
-from ..base.pictures import crop, open_face, refuse_size, resize_nearest, to_rgb
+from ..base.pictures import crop, refuse_size, resize_nearest, start_image, to_rgb
 from ..data import FaceDL, FaceFiles, to_unit, with_cache
 from ..inpainting import open_model
 from ..learner import masked_batch
@@ -57,7 +57,7 @@ class StepClock:
 def decoded(watch, files, k):
     "Face `k` of `files` as uint8 (3,size,size), step by step."
     def opened(f):
-        img = open_face(f)
+        img = start_image(f)
         refuse_size(img, files.size), img.load()
         return img
     file = watch("open, read", lambda: io.BytesIO(files.stream(files.names[k]).read()))
@@ -310,7 +310,7 @@ def speed_rows(rows) -> list:
                       for px, hole in dict.fromkeys((r["px"], r["hole"]) for r in rows))]
 
 # %% ../../nbs/lab/clocks.ipynb #c01c3681
-def decibel(a, b, where):
+def decibel_of(a, b, where):
     "PSNR of uint8 images (N,H,W,3) over the pixels where `where` (N,H,W) is 1, dB; 99 if they are equal."
     off = (a.astype(np.float64) - b)[where > 0]
     return round(float(min(99, 10*np.log10(255**2/max((off**2).mean(), 1e-9)))), 2)
@@ -325,8 +325,8 @@ def measure_quality(
         data = shrink_weights(graph, p).SerializeToString()
         out = run_onnx(open_onnx(data, 1), faces, masks)
         full = out if full is None else full
-        rows.append(dict(precision=p, bytes=len(data), psnr_truth=decibel(out, faces, masks == 0),
-                         psnr_fp32=decibel(out, full, masks == 0), worst=int(np.abs(out.astype(int) - full).max())))
+        rows.append(dict(precision=p, bytes=len(data), psnr_truth=decibel_of(out, faces, masks == 0),
+                         psnr_fp32=decibel_of(out, full, masks == 0), worst=int(np.abs(out.astype(int) - full).max())))
     return rows
 
 # %% ../../nbs/lab/clocks.ipynb #f3b497db

@@ -111,7 +111,7 @@ def read_record(name, folder="results"):
 
 def not_measured(name) -> str:
     "One line, in Markdown, for a record that is missing."
-    return f"**Not measured yet**: `nbs/results/{name}.json` is not there; `pconv_experiments --only networks {name}` writes it."
+    return f"**Not measured yet**: `nbs/results/{name}.json` is not there; `pconv lab experiments --only networks {name}` writes it."
 
 # %% ../../nbs/lab/records.ipynb #6ba567f1
 def method_table(

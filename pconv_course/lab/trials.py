@@ -37,9 +37,8 @@ from ..losses import FeatureNet
 from ..masks import MaskBank
 from ..objective import FEATURE_TERMS, PAPER_WEIGHTS, PIXEL_WEIGHTS, term_gradients
 from ..recipe import Phase, public_recipe, Recipe, recipe_learner, recipe_loss, recipe_with, Through
-from ..runs.run import Run
-from ..runs.train import begin_from, data_record
-from ..training import RunCallback, step_callbacks, TrainingWeights
+from ..runs.train import data_record
+from ..training import begin_from, RunCallback, step_callbacks, Training
 from ..weights import weights_dir, weights_file
 
 # %% ../../nbs/lab/trials.ipynb #c1ad5716
@@ -74,11 +73,11 @@ def jobs(plan, seeds=None, only=None):
                 yield v, seed, recipe_with(plan.base, **v.change, name=v.name, seed=seed), {**plan.twist, **v.twist}, round(plan.images*v.images)
 
 # %% ../../nbs/lab/trials.ipynb #688ef0e1
-class ImageRun(Run):
-    "A `Run` whose clock counts images: its phases share `images` of them as those of other runs share minutes."
+class ImageRun(Training):
+    "A `Training` whose clock counts images: its phases share `images` of them as those of other trainings share minutes."
     def __init__(self, recipe, images):
-        super().__init__('', recipe, minutes=1.)
-        self.images = images
+        super().__init__(recipe, minutes=1.)
+        self.images, self.failed = images, None
 
     def tick(self):
         "A minute has passed when all images are seen."
@@ -101,9 +100,7 @@ class TrialCallback(RunCallback):
         self.marks = [run.images*(i + 1)/points for i in range(points)]
         self.began = time.process_time()
 
-    def before_validate(self):
-        self.job.position.epoch, self.job.position.iteration = self.job.position.epoch + 1, 0
-        raise CancelValidException
+    def before_validate(self): raise CancelValidException
 
     def after_loss(self):
         if math.isfinite(loss := float(self.loss.detach())): return
@@ -146,7 +143,7 @@ def trial(
 ) -> dict:  # curve, work and how it ended, for JSON
     "Train by a recipe on so many images, and score on the way. A loss that is no number ends the trial and is a result, too."
     run = ImageRun(recipe, images)
-    learn = recipe_learner(recipe, faces, device='cpu', cbs=[*step_callbacks(run), *([TrainingWeights(run)] if recipe.ema else [])])
+    learn = recipe_learner(recipe, faces, device='cpu', cbs=step_callbacks(run))
     cb = TrialCallback(run, HeldOut(learn.dls.valid.dataset, recipe.size, loss or recipe_loss(recipe)), points)
     run.n_iter, start = len(learn.dls.train), recipe.start and dict(start=begin_from(get_model(learn.model), recipe.start))
     for f, v in twists_of(twist, twists): f(learn, run, v)

@@ -17,7 +17,7 @@ from fastai.torch_core import get_model
 
 # %% ../../nbs/runs/rehearsal.ipynb #e2f2b7a5
 from ..fast import saved_bytes
-from ..training import Position, RestOfEpoch, RunCallback
+from ..training import Position, RestOfEpoch, RunCallback, steps_of_epoch
 
 # %% ../../nbs/runs/rehearsal.ipynb #5d29ef88
 class Stopwatch(RunCallback):
@@ -71,16 +71,16 @@ def epochs_ahead(run, n_iter, costs):
 
 # %% ../../nbs/runs/rehearsal.ipynb #30e481d7
 def rehearse(
-    run,  # a `Run`
+    run,  # a `Training`
     learn,  # its learner, with the callbacks that decide what a step is
     steps=10,  # to be timed, of each kind
     warm=2,  # before them
 ) -> dict:
     "What a run will cost, measured on a few steps; nothing is written. The weights of `learn` are spoiled."
-    r, n = run.recipe, len(learn.dls.train)
+    r = run.recipe
     seconds, began = seconds_per_image(run, learn, steps, warm), time.perf_counter()
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda cb: isinstance(cb, RunCallback))): learn.validate(dl=[learn.dls.valid.one_batch()])
-    score, n_iter = (time.perf_counter() - began)*len(learn.dls.valid), n*math.ceil(r.min_steps/n)
+    score, n_iter = (time.perf_counter() - began)*len(learn.dls.valid), steps_of_epoch(r, learn.dls)
     costs = {on: n_iter*r.bs*s + score for on, s in seconds.items()}
     ahead = epochs_ahead(run, n_iter, costs)
     epochs, training = sum(ahead.values()), sum(ahead[on]*seconds[on] for on in ahead)

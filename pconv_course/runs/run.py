@@ -34,49 +34,31 @@ from ..learner import inpaint_batch, term_names
 from ..recipe import public_recipe
 from .checkpoint import save_checkpoint, write_tensors
 from ..step import like, optimizer_state, restore_optimizer
-from ..training import Alone, Position, rng_state, RunCallback, total_epochs
+from ..training import Position, rng_state, RunCallback, total_epochs
+
+# %% ../../nbs/runs/run.ipynb #aa5a5fad
+from ..training import Training
 
 # %% ../../nbs/runs/run.ipynb #c7909429
-class Run:
-    "A run: its folder `out`, what it computes (`recipe`, `data`), how far it is (`position`, `rows`), why it ends."
+class Run(Training):
+    "A training that leaves something behind: its folder `out`, the rows of its log, a state to go on from, and why it ends."
     def __init__(self, out, recipe, minutes=None, data='drawn', state=None):
-        self.out, self.recipe, self.minutes, self.data, self.state = Path(out), recipe, minutes, data, state
-        self.position, self.earlier, self.n_iter, self.lr = Position(), Position(), 1, 0.
+        super().__init__(recipe, minutes)
+        self.out, self.data, self.state = Path(out), data, state
         self.rows, self.record, self.last, self.sums, self.window = [], {}, {}, {}, {}
-        self.average, self.aside = {}, {}  # averaged weights, and the others while the averaged ones are in the network
-        self.critic, self.extra = None, {}  # what else is trained (chapter 29), and its terms of the last batch, by name
-        self.stop, self.failed, self.done, self.saved, self.rng = None, None, False, None, None
-        self.began, self.closing, self.reserve = time.monotonic(), 0., 0.
-        self.team, self.held, self.pieces, self.whole = Alone(), False, recipe.accumulate, True  # is a step complete with the batch at hand?
+        self.stop, self.failed, self.done, self.saved = None, None, False, None
+        self.held, self.reserve = False, 0.  # is the folder ours already? seconds to be kept for scoring and saving
         self.report = lambda kind, **info: None
 
     def __str__(self): return f'{self.recipe.name} in {self.out}, {self.position}'
 
 # %% ../../nbs/runs/run.ipynb #c18ceee7
 @patch
-def now(self: Run):
-    "Seconds so far, all sessions, by the clock of this process."
-    return self.earlier.seconds + time.monotonic() - self.began
-
-@patch
-def tick(self: Run):
-    "Seconds so far, all sessions, as the team agrees."
-    self.position.seconds = self.team.tick(self)
-    return self.position.seconds
-
-@patch
 def rate(self: Run):
     "Images per second in this session, scoring and saving included."
     return (self.position.images - self.earlier.images)/max(self.tick() - self.earlier.seconds, 1e-9)
 
 # %% ../../nbs/runs/run.ipynb #d1ead41d
-@patch
-def fraction(self: Run, position=None):
-    "How much of the run is done at `position` (None: now), 0 to 1: by time if it has a budget, else by epochs of `n_iter` batches."
-    p = self.position if position is None else position
-    done = p.seconds/(60*self.minutes) if self.minutes else (p.epoch + p.iteration/self.n_iter)/total_epochs(self.recipe)
-    return min(1., done)
-
 @patch
 def seconds_left(self: Run):
     "Estimate of the time still needed, in seconds, at the speed of this session; None before its first batch."
@@ -296,10 +278,9 @@ def save(self: CheckpointCallback):
 
 @patch
 def after_epoch(self: CheckpointCallback):
-    "Begin the next epoch's position, and save."
-    job, p = self.job, self.job.position
-    if p.iteration >= job.n_iter: p.epoch, p.iteration, job.sums = p.epoch + 1, 0, {}
-    job.tick(), self.save()
+    "Begin the sums of the next epoch, if this one was whole, and save."
+    if self.job.position.iteration == 0: self.job.sums = {}
+    self.job.tick(), self.save()
 
 # %% ../../nbs/runs/run.ipynb #8ce473b4
 class BudgetCallback(RunCallback):

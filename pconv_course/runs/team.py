@@ -22,7 +22,8 @@ from torch import nn
 # %% ../../nbs/runs/team.ipynb #753cec0a
 from ..base.core import InputError
 from ..learner import PConvLearner
-from ..training import Alone, Parts
+from ..step import Parts
+from ..training import Alone
 
 # %% ../../nbs/runs/team.ipynb #e0849b47
 class TeamTrainer(Callback):

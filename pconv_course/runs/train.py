@@ -7,8 +7,6 @@ __all__ = ['train', 'rehearsal']
 
 # %% ../../nbs/runs/train.ipynb #a44ec11b
 import json
-import math
-import random
 import shlex
 import sys
 from contextlib import ExitStack
@@ -17,7 +15,6 @@ from pathlib import Path
 
 # %% ../../nbs/runs/train.ipynb #508a30f9
 import numpy as np
-import torch
 from fastai.torch_core import get_model
 
 # %% ../../nbs/runs/train.ipynb #6c444eeb
@@ -29,18 +26,9 @@ from .rehearsal import rehearse
 from .run import (BudgetCallback, CheckpointCallback, ELSEWHERE, last_saved, read_log, restore, result_of, Run, RunLog,
     stop_signals, StopOnNaN, StripCallback, tensorboard_callback, TrainingInterrupted)
 from .team import in_team, team_of
-from ..training import (part_of, Position, rng_state, set_rng_state, step_callbacks, total_epochs, TrainingWeights)
-from ..weights import load_model, weights_file
-
-# %% ../../nbs/runs/train.ipynb #66eb64ea
-def begin_from(net, path):
-    "Load the weights of the file or run `path` into `net`; what they were, for the record. Raises `InputError` if the networks differ."
-    other, config = load_model(path)
-    theirs, ours = (dict(network='partial') | c for c in (config['model'], net.config))
-    differ = [f"{k} {theirs.get(k, '-')}, here {ours.get(k, '-')}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
-    if differ: raise InputError(f"start={str(path)!r} is a network of another shape ({'; '.join(differ)}); start from one like the recipe's")
-    net.load_state_dict(other.state_dict())
-    return dict(name=Path(path).expanduser().name, sha256=sha256_of(weights_file(path)), position=config.get('position'))
+from ..step import part_of
+from ..training import (begin_from, generators_kept, Position, seed_all, step_callbacks,
+    steps_of_epoch, total_epochs)
 
 # %% ../../nbs/runs/train.ipynb #3f8e6e11
 def data_record(data, dls):
@@ -85,12 +73,11 @@ def continued_run(recipe, data, out, minutes):
 def begin(run, learn):
     "Write the recipe of a new run, or put the saved state into the learner and cut the log back to it. Raises `InputError`."
     run.record = dict(data=data_record(run.data, learn.dls), provenance=provenance(run.recipe.seed, processes=run.team.world))
-    n = len(learn.dls.train)
-    run.n_iter = n*math.ceil(run.recipe.min_steps/n)
+    run.n_iter = steps_of_epoch(run.recipe, learn.dls)
     if run.pieces*run.team.world > 1: part_of(learn.dls.train, run.team.rank, run.team.world, run.pieces)  # a complaint comes now
     if run.state is None:
         if run.recipe.start: run.record['start'] = begin_from(get_model(learn.model), run.recipe.start)
-        random.seed(run.recipe.seed), np.random.seed(run.recipe.seed % 2**32), torch.manual_seed(run.recipe.seed)
+        seed_all(run.recipe.seed)
         return run.team.rank or write_json(run.out/'recipe.json', asdict(run.recipe))
     old, new = run.state['data'], run.record['data']
     if old['sha256'] != new['sha256']: raise InputError(f"the run in {run.out} began with other faces ({old['name']}, now {new['name']}); give the same ones")
@@ -105,7 +92,7 @@ def begin(run, learn):
 # %% ../../nbs/runs/train.ipynb #c5d44040
 def how_to_resume(run):
     "The command that continues a run."
-    return f'go on with: pconv_train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
+    return f'go on with: pconv train --resume --out {shlex.quote(str(run.out))} --data {shlex.quote(str(run.data))}'
 
 # %% ../../nbs/runs/train.ipynb #c0e6d5f2
 def fit(run, learn):
@@ -126,8 +113,8 @@ def fit(run, learn):
 # %% ../../nbs/runs/train.ipynb #a4ad5268
 def run_callbacks(run, save_minutes=5., log_every=20, tensorboard=False):
     "The callbacks of a run; `save_minutes` between checkpoints inside an epoch, `log_every` steps a line of log.jsonl."
-    return [*step_callbacks(run), StopOnNaN(run), RunLog(run, log_every), *([TrainingWeights(run)] if run.recipe.ema else []),
-            *([tensorboard_callback(run)] if tensorboard else []), StripCallback(run), CheckpointCallback(run, save_minutes), BudgetCallback(run)]
+    return [*step_callbacks(run), StopOnNaN(run), RunLog(run, log_every), *([tensorboard_callback(run)] if tensorboard else []),
+            StripCallback(run), CheckpointCallback(run, save_minutes), BudgetCallback(run)]
 
 # %% ../../nbs/runs/train.ipynb #28f771ad
 def train(
@@ -145,7 +132,7 @@ def train(
 ) -> dict:  # what result.json holds, and `out`
     "Train by a recipe; all results are in the folder `out`. Raises `InputError`, and `TrainingInterrupted` after Ctrl-C."
     with ExitStack() as at_end:
-        at_end.callback(set_rng_state, rng_state())
+        at_end.enter_context(generators_kept())
         team = team_of(device)
         run = team.together(lambda: opened(at_end, team, recipe, data, out, minutes, resume, valid))
         run.report = reporter(False if team.rank else progress)
@@ -178,10 +165,9 @@ def rehearsal(
     steps=10,  # to be timed
 ) -> tuple:  # the recipe, and what `rehearse` found out
     "What `train` would cost here: size of the network, memory, images per second, hours. Writes nothing. Raises `InputError`."
-    state, run = rng_state(), open_run(recipe, data, out, minutes, resume, valid)
+    run = open_run(recipe, data, out, minutes, resume, valid)
     if run.state: run.position = Position(**run.state['position'])
-    try:
+    with generators_kept():
         learn = recipe_learner(run.recipe, data, device, num_workers, step_callbacks(run))
         if run.recipe.start and not run.state: begin_from(get_model(learn.model), run.recipe.start)
         return run.recipe, rehearse(run, learn, steps)
-    finally: set_rng_state(state)

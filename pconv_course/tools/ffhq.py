@@ -27,7 +27,7 @@ from PIL import Image
 # %% ../../nbs/tools/ffhq.ipynb #eea3d931
 from ..base.core import (atomic_path, check_space, InputError, MissingPackage, need, read_json, sha256_of, write_json)
 from ..base.faces import check_size
-from ..base.pictures import read_mask, valid_mask
+from ..base.pictures import list_pictures, read_mask, valid_mask
 from ..data import FaceFiles, FaceWarning, held_fraction, in_ranges, pixel_cache
 from ..masks import bucket_of, BUCKETS, hole_ratio, MaskBank, touches_border
 from .prepare import prepare
@@ -83,7 +83,7 @@ def official_ids(
     bad = [n for n, k in zip(names, numbers) if not (k.isascii() and k.isdigit() and len(k) >= 5 and int(k) < 70_000)]
     if bad or len(set(map(int, numbers))) < len(numbers):
         raise InputError(f"the names are no FFHQ numbers (look at {bad[0] if bad else 'those that occur twice'}); "
-                         "for other pictures use pconv_data prepare, which takes any")
+                         "for other pictures use pconv data prepare, which takes any")
     return [f"{int(k):05d}" if wanted(k) else None for k in numbers]
 
 # %% ../../nbs/tools/ffhq.ipynb #11cf98c4
@@ -233,7 +233,7 @@ def check_out(out, size):
 def local_source(source, src):
     "The path of a folder or zip that is there."
     path = Path(src or "").expanduser()
-    if src is None or not path.exists(): raise InputError(f"--source {source} needs a {source} that is there: pconv_data ffhq PATH --source {source} --out DIR")
+    if src is None or not path.exists(): raise InputError(f"--source {source} needs a {source} that is there: pconv data ffhq PATH --source {source} --out DIR")
     if path.is_dir() != (source == "folder"): raise InputError(f"{src} is no {source}; give --source {'folder' if path.is_dir() else 'zip'}")
     return path
 
@@ -346,7 +346,8 @@ def irregular_masks(
     say=print,  # told what happens
 ) -> dict:
     "NVIDIA's masks (or any) as one `MaskBank` with computed ratios and buckets. Returns the manifest. Raises `InputError`."
-    files, dst, size, rows, aside = FaceFiles(src), Path(dst).expanduser(), check_size(size), [], []
+    files, dst, size, rows = FaceFiles(src), Path(dst).expanduser(), check_size(size), []
+    aside = [dict(source=n, reason=why) for n, why in list_pictures(src).aside.items()]
     if dst.exists() and any(dst.iterdir()) and not (dst/"masks.npz").exists(): raise InputError(f"{dst} is not empty and not ours; choose a new folder")
     colour, white = (hole, None) if hole else hole_colour(files)
     bank = MaskBank.from_arrays(read_masks(files, colour, size, rows, aside), names=(r[0] for r in rows), info=dict(kind="read", hole=colour))
@@ -357,5 +358,6 @@ def irregular_masks(
     buckets = {"{}-{}".format(*b): sum(r[2] == "{}-{}".format(*b) for r in rows) for b in BUCKETS}
     manifest = dict(count=len(bank), size=size, hole=colour, white=white, buckets=buckets, outside=sum(not r[2] for r in rows), quarantine=aside, sha256=bank.sha256)
     write_json(dst/"manifest.json", manifest)
-    say(f"{len(bank):,} masks of {size} px in {dst}, {colour} was the hole; per bucket {', '.join(f'{k}: {n}' for k, n in buckets.items())}")
+    say(f"{len(bank):,} masks of {size} px in {dst}, {colour} was the hole; per bucket {', '.join(f'{k}: {n}' for k, n in buckets.items())}"
+        f"{f'; {len(aside)} set aside, see manifest.json' if aside else ''}")
     return manifest

@@ -7,6 +7,7 @@ __all__ = ['prepare']
 
 # %% ../../nbs/tools/prepare.ipynb #c77fb5d2
 import csv
+import errno
 import io
 import os
 import re
@@ -14,9 +15,9 @@ from concurrent.futures import as_completed, ThreadPoolExecutor
 from pathlib import Path
 
 # %% ../../nbs/tools/prepare.ipynb #7bab0e5f
-from ..base.core import atomic_path, InputError, progress_of, read_json, sha256_of, write_json
+from ..base.core import atomic_path, counting, InputError, read_json, sha256_of, write_json
 from ..base.faces import check_size
-from ..base.pictures import decode, face_ids, naming
+from ..base.pictures import decode, face_ids, list_pictures, naming
 from ..data import FaceFiles, MADE_BY, split_ids
 
 # %% ../../nbs/tools/prepare.ipynb #c9a84e27
@@ -52,6 +53,8 @@ def faces_done(dst, files, suffix):
     return {i: rows[i] for i, name in zip(files.ids, files.names) if holds(i, name)}
 
 # %% ../../nbs/tools/prepare.ipynb #18c823ac
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # the fault of one name, not of the disk
+
 def prepare_one(files, item, dst, size, suffix):
     "Write one face into `dst`: its row for faces.csv, or {'source', 'reason'} when it can't be read."
     name, i, data = files.names[item], files.ids[item], io.BytesIO()
@@ -60,7 +63,11 @@ def prepare_one(files, item, dst, size, suffix):
             weight, (face, (w, h)) = files.weight(name), decode(f, size)
             face.save(data, "PNG") if suffix == ".png" else face.save(data, "JPEG", quality=95, subsampling=0)
     except InputError as e: return dict(source=name, reason=str(e.__cause__ or e))
-    with atomic_path(dst/"faces"/f"{i}{suffix}") as tmp: tmp.write_bytes(data.getvalue())
+    try:
+        with atomic_path(dst/"faces"/f"{i}{suffix}") as tmp: tmp.write_bytes(data.getvalue())
+    except InputError as e:
+        if getattr(e.__cause__, "errno", None) in NAME_ERRORS: return dict(source=name, reason=str(e))
+        raise
     return dict(zip(FACE_COLUMNS, (i, name, weight, w, h, data.tell(), sha256_of(data.getvalue()))))
 
 # %% ../../nbs/tools/prepare.ipynb #bee0b5f2
@@ -76,7 +83,7 @@ def prepare_all(files, todo, dst, size, suffix, workers, done):
                 f.flush(), done()
     except OSError as e: raise InputError(f"cannot write to {dst}: {e.strerror}; mend it and repeat the command, what is done stays") from e
     finally: pool.shutdown(wait=True, cancel_futures=True)
-    return sorted(quarantine, key=lambda q: q["source"])
+    return quarantine
 
 # %% ../../nbs/tools/prepare.ipynb #7f8b7d38
 def write_rows(path, rows):
@@ -84,13 +91,15 @@ def write_rows(path, rows):
     with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
         csv.DictWriter(f, FACE_COLUMNS).writerows([dict(zip(FACE_COLUMNS, FACE_COLUMNS)), *rows])
 
-def write_report(dst, settings, rows, quarantine, held, valid, seed):
-    "Write quarantine.json, faces.csv and, last, manifest.json, which it returns."
+def write_report(dst, settings, rows, quarantine, held, valid, seed, found):
+    "Write quarantine.json, faces.csv and, last, manifest.json, which it returns; `found` is the `Listing` of the source."
+    quarantine = sorted(quarantine + [dict(source=n, reason=why) for n, why in found.aside.items()], key=lambda q: q["source"])
+    rows = sorted(rows.values(), key=lambda r: r["id"])
     write_json(dst/"quarantine.json", quarantine)
     if not rows: raise InputError(f"none of the {len(quarantine)} files could be used; the first: {quarantine[0]['reason']}")
     write_rows(dst/"faces.csv", rows)
     sizes, ids = [f"{r['width']}x{r['height']}" for r in rows], [r["id"] for r in rows]
-    manifest = dict(settings, count=len(rows), quarantined=len(quarantine), original_sizes={s: sizes.count(s) for s in sorted(set(sizes))},
+    manifest = dict(settings, count=len(rows), quarantined=len(quarantine), no_pictures=len(found.others), original_sizes={s: sizes.count(s) for s in sorted(set(sizes))},
                     sha256=sha256_of("".join(f"{r['id']} {r['sha256']}\n" for r in rows).encode()), split=valid, seed=seed,
                     train=[i for i in ids if i not in held], valid=[i for i in ids if i in held])
     write_json(dst/"manifest.json", manifest)
@@ -99,7 +108,7 @@ def write_report(dst, settings, rows, quarantine, held, valid, seed):
 
 # %% ../../nbs/tools/prepare.ipynb #627139d4
 def prepare(
-    src,  # folder or zip of PNG, JPEG and WebP files
+    src,  # folder or zip of pictures of any of the `OPENED`
     dst,  # folder to make, or to continue; any other content is refused
     size=256,  # px per side of the result: centre crop, Lanczos
     valid=0.1,  # held out, as `split_ids` takes it
@@ -112,14 +121,13 @@ def prepare(
     "Make a folder of faces that trains fast; resumable. Returns the manifest. Raises `InputError`."
     src, dst, size = Path(src).expanduser(), Path(dst).expanduser(), check_size(size)
     if suffix not in (".jpg", ".png"): raise InputError(f"suffix {suffix!r} is not possible; give '.jpg' or '.png'")
-    files, settings = FaceFiles(src, ids=ids), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name)
+    found, files, settings = list_pictures(src), FaceFiles(src, ids=ids), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name)
     if src.resolve() in [dst.resolve(), *dst.resolve().parents]: raise InputError(f"{dst} lies inside {src}; choose a folder outside")
     held = set(split_ids(files.ids, valid, seed)[1])
     claim_folder(dst, settings)
     rows = faces_done(dst, files, suffix)
     write_rows(dst/"faces.csv.part", rows.values())
     todo = [k for k, i in enumerate(files.ids) if i not in rows]
-    with progress_of(progress, len(files), len(rows)) as done:
+    with counting(len(files), len(rows), progress, "preparing", "files") as done:
         quarantine = prepare_all(files, todo, dst, size, suffix, workers or os.cpu_count() or 1, done)
-    rows = sorted(faces_done(dst, files, suffix).values(), key=lambda r: r["id"])
-    return write_report(dst, settings, rows, quarantine, held, str(valid), seed)
+    return write_report(dst, settings, faces_done(dst, files, suffix), quarantine, held, str(valid), seed, found)

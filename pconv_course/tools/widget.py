@@ -26,12 +26,13 @@ import ipywidgets as widgets
 import numpy as np
 import traitlets
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from PIL import Image
 
 # %% ../../nbs/tools/widget.ipynb #d5b83130
 from ..base.core import InputError, need, one_line, UsageError
 from ..base.faces import draw_face
-from ..base.pictures import resize_nearest
+from ..base.photos import write_photo
+from ..base.pictures import opacity, open_image, plain_array, resize_nearest, upright
 from ..inpainting import inpaint as fill_photo, open_model
 from ..masks import central_mask, sparse_mask, stroke_mask
 
@@ -48,13 +49,9 @@ def png(
     return buffer.getvalue()
 
 def from_png(
-    data):  # bytes of a PNG, or of any other picture that Pillow reads
-    "The PIL image, read whole and turned upright (EXIF). Raises `InputError`."
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except Exception as e: raise InputError("this is not a picture that can be read; give a PNG, JPEG or WebP file") from e
+    data):  # bytes of a PNG
+    "The PIL image, as the canvas sent it. Raises `InputError`."
+    return open_image(data, "picture")
 
 # %% ../../nbs/tools/widget.ipynb #2187b40d
 def hole_png(
@@ -136,7 +133,7 @@ def random_hole(
     kind,  # 'stroke', 'sparse' or 'central'
     shape,  # (H,W)
     rng):  # numpy Generator
-    "Bool array (H,W), True = hole: a mask of chapter 02, stretched to the picture. Raises `InputError`."
+    "Bool array (H,W), True = hole: a random mask, stretched to the picture. Raises `InputError`."
     if kind not in RANDOM: raise InputError(f"no random hole {kind!r}; choose from {', '.join(RANDOM)}")
     return resize_nearest(RANDOM[kind](rng), shape) == 0
 
@@ -255,16 +252,18 @@ def redo(self: InpaintWidget): self.history.move(1)
 # %% ../../nbs/tools/widget.ipynb #c65179f1
 def photo_from_bytes(
     source=None):  # path, PIL image, uint8 array, bytes of a file, or None: a drawn face
-    "A PIL image of mode L, LA, RGB or RGBA, turned upright. Raises `InputError`."
-    if source is None:
-        return Image.fromarray(draw_face(3, 256))
-    if isinstance(source, np.ndarray) and source.dtype != np.uint8: raise InputError(f"the array is {source.dtype}; give uint8")
-    if isinstance(source, np.ndarray): source = Image.fromarray(source)
-    if isinstance(source, (str, Path)): source = Path(source).expanduser().read_bytes()
-    image = source if isinstance(source, Image.Image) else from_png(bytes(source))
+    "A PIL image of mode L, LA, RGB or RGBA; a file is turned upright. Raises `InputError`."
+    if source is None: return Image.fromarray(draw_face(3, 256))
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8: raise InputError(f"the array is {source.dtype}; give uint8")
+        source = Image.fromarray(plain_array(source, "the photo"))
+    image = source if isinstance(source, Image.Image) else upright(open_image(source))
     if image.mode.startswith(("I", "F")): raise InputError(f"the picture has 16 or more bits per colour ({image.mode}); save it with 8")
-    if image.mode in ("L", "LA", "RGB", "RGBA"): return image
-    return image.convert("RGBA" if image.mode in ("PA", "La", "RGBa") or "transparency" in image.info else "RGB")
+    if opacity(image) is None: return image if image.mode in ("L", "RGB") else image.convert("RGB")
+    if image.mode in ("LA", "RGBA"): return image
+    clear = image.convert("RGBA")
+    clear.info.pop("transparency", None)
+    return clear
 
 # %% ../../nbs/tools/widget.ipynb #0e6d9196
 @patch
@@ -279,7 +278,7 @@ def load(self: InpaintWidget, source=None):
 
 @patch
 def inpaint(self: InpaintWidget, image, known):
-    "The function behind `fill` unless another is given: `inpaint` of chapter 14; the network is loaded once."
+    "The function behind `fill` unless another is given: `inpaint`; the network is loaded once."
     self.net = getattr(self, "net", None) or open_model(self.model)
     return fill_photo(image, 255*known, self.net, hole="black")
 
@@ -315,7 +314,10 @@ def preview(self: InpaintWidget):
         self.say(f"a preview takes {seconds:.1f} s here, so it is off; press Fill the hole")
 
 @patch
-def download(self: InpaintWidget): self.canvas.send(dict(save="repaired.png"), [png(self.image)])
+def download(self: InpaintWidget):
+    "Send the photo to the browser as a PNG with its notes."
+    write_photo(self.image, file := io.BytesIO(), "PNG")
+    self.canvas.send(dict(save="repaired.png"), [file.getvalue()])
 @patch
 def thinner(self: InpaintWidget): self.controls["brush"].value = max(1, round(self.canvas.brush/1.3) - 1)
 @patch

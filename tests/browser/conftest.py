@@ -90,13 +90,13 @@ def notebook7_url(notebook): yield from jupyter("notebook", "JupyterNotebookApp"
 
 
 class App:
-    "The installed `pconv_app`, serving a photo in a group of processes of its own, as a terminal has one."
+    "The command `pconv app`, serving a photo in a group of processes of its own, as a terminal has one."
     def __init__(self, folder):
         self.log, self.port = folder/"app.log", free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.photo = np.repeat(np.linspace(40, 200, 200).astype(np.uint8)[None, :, None], 150, 0).repeat(3, 2)
         Image.fromarray(self.photo).save(folder/"photo.png")
-        command = [Path(sys.executable).parent/"pconv_app", "photo.png", "--no-browser", f"--port={self.port}"]
+        command = [sys.executable, "-m", "pconv_course", "app", "photo.png", "--no-browser", f"--port={self.port}"]
         with open(self.log, "wb") as log: self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         wait_for(self.process, self.port, self.log)
 

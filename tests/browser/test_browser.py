@@ -223,7 +223,7 @@ def test_nothing_of_ours_fails_or_is_fetched_from_elsewhere(desk):
 
 
 def test_the_installed_command(chromium, app, shot):
-    "`pconv_app photo.png`: the photo is there, the network of the package fills what is drawn, Ctrl-C ends it all with one line."
+    "`pconv app photo.png`: the photo is there, the network of the package fills what is drawn, Ctrl-C ends it all with one line."
     page = chromium.new_page(viewport=dict(width=1100, height=1000))
     page.set_default_timeout(120_000)
     page.goto(app.url, wait_until="commit")
@@ -241,5 +241,5 @@ def test_the_installed_command(chromium, app, shot):
     shot(page, "app-filled")
     page.close()
     code, said = app.ctrl_c()
-    assert code == 130 and said.splitlines().count("pconv_app: stopped") == 1 and "Traceback" not in said, said[-2000:]
+    assert code == 130 and said.splitlines().count("pconv app: stopped") == 1 and "Traceback" not in said, said[-2000:]
     with pytest.raises(OSError): socket.create_connection(("127.0.0.1", app.port), timeout=5)

@@ -1,0 +1,172 @@
+"""The exercises of the course: solutions pass their checks, plausible wrong answers don't.
+
+A wrong answer is a change of the solution, `(old, new)`, and each has another misconception behind it. The cells of an
+exercise use what the chapter imports and exports and nothing else, so the lesson itself isn't run."""
+import ast
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+NBS = Path(__file__).resolve().parent.parent/"nbs"
+
+# {chapter: {check: [(text of the solution, what the wrong answer has in its place)]}}
+WRONG = {
+    "01_pconv": {
+        "check_unfold": [("*w[0].numel()/m_sum", "/m_sum"),                # n_win forgotten
+                         ("x.shape[1]*F.unfold(m", "F.unfold(m"),           # the channels not counted
+                         ("(y + b[:, None])*(m_sum > 0)", "y + b[:, None]"),  # a bias where nothing is known
+                         ("x.masked_fill(m == 0, 0)", "x*m")],              # NaN times 0 taken for 0
+        "check_layers": [("if sides == 2 else", "if sides else"),           # one side at the border already slows it
+                         ("-(-size//rim)", "size//rim"),                    # the last, partial step forgotten
+                         ("if sides == 2 else 2*(k//2)", "")],              # a hole taken to close from one side only
+        "check_faq": [("m.expand_as(x), torch.ones(1, x.shape[1], 3, 3)", "m, torch.ones(1, 1, 3, 3)"),  # D counts one channel
+                      ("(conv(x*m) - zero)/d.clamp(min=1) + zero", "conv(x*m)/d.clamp(min=1)"),          # the bias divided too
+                      ("torch.where(d > 0, (conv(x*m) - zero)/d.clamp(min=1) + zero, 0.)", "(conv(x*m) - zero)/d.clamp(min=1) + zero")],  # the bias in empty windows
+    },
+    "02_masks": {
+        "check_depth": [("np.pad(known, 1)", "np.pad(known, 1, constant_values=True)"),   # beyond the border taken for known
+                        ("for j in range(3)]", "for j in range(3) if 1 in (i, j)]"),       # no diagonal steps
+                        ("d[~known] += 1", "d[~known] = 1")],                              # rings not counted
+        "check_symmetries": [("(m, m.T)", "(m, m)"),                                       # turns alone
+                             ("(m, m.T)", "(m, m[::-1, ::-1])"),                           # half a turn taken for a mirror
+                             ("range(4)", "(0, 2)")],                                      # a half of the turns
+        "check_pixel": [("7 - at % 8", "at % 8"),                                          # the lowest bit first
+                        ("y*shape[1] + x", "x*shape[0] + y"),                              # column after column
+                        ("y*shape[1] + x", "y*-(-shape[1]//8)*8 + x")],                    # each row begins a new byte
+    },
+    "04_unet": {
+        "check_widths": [("(1, k), 2, (0, k//2)", "(1, k), 2, (0, 0)"),                    # the padding left out
+                         ("(1, k), 2, (0, k//2)", "(1, 3), 2, (0, 1)"),                    # every window 3 wide
+                         ("> 0).float()", "== k).float()")],                              # known only if all is known
+        "check_masked_bn": [("n = m.sum()", "n = m.numel()"),                              # holes counted
+                            ("((x - mean)**2*m)", "((x*m - mean)**2)"),                    # holes taken for zeros in the variance
+                            (".sqrt()*m", ".sqrt()"),                                      # junk left in holes
+                            ("m.sum()", "m.sum((1, 2, 3), keepdim=True)")],                # an image at a time, as layer norm
+        "check_count": [("9*(a + b)*a", "9*b*a"),                                          # the skip's channels forgotten
+                        ("2*sum(ch[2:])", "2*sum(ch[1:])"),                                # a batch norm in the first stage
+                        ("norms + 3", "norms"),             # no bias at the end
+                        ("min(width*2**i, 8*width)", "width*2**i")],                       # no widest stage
+    },
+    "05_fast": {
+        "check_up3": [("W.flip(0, 1)", "W"),                                               # handing out taken for collecting
+                      ("[1, 1, 0], [1, 1, 1], [0, 1, 1]", "[1, 1, 0], [0, 1, 0], [0, 1, 1]"),  # the middle reached by one tap only
+                      ("padding=1", "padding=0")],                                        # the border not cut
+        "check_three": [("F.pad(x, (1, 1)).diff()", "F.pad(x, (1, 1), mode='replicate').diff()"),  # beyond the border stands the border
+                        ("y - a*d[..., :-1], y + c*d[..., 1:]", "y + c*d[..., 1:], y - a*d[..., :-1]"),  # even and odd swapped
+                        ("y + c*d[..., 1:]", "y - c*d[..., 1:]")],                         # the sign of the next difference
+        "check_kept": [("4*n + 4*n, 4*n + 4*n", "4*n, 4*n"),                               # the mask forgotten
+                       ("4*n + 4*n, 4*n + 4*n", "12*n, 8*n"),                              # z kept beside its ReLU
+                       ("4*n + 4*n, 4*n + 4*n", "2*n, 2*n")],                              # values counted, not bytes
+    },
+    "06_losses": {
+        "check_hole_error": [("n = 3*", "n = "),                                           # three values per pixel forgotten
+                             ("(total/n.clamp(min=1)).mean()", "total.sum()/n.sum()"),     # a mean over the batch's pixels
+                             ("n.clamp(min=1)", "n"),                                      # 0/0 without a hole
+                             ("n = 3*(1 - m).sum((1, 2, 3))", "n = torch.tensor(float(out[0].numel()))")],  # the paper's N
+        "check_tv": [("near = lambda i, n: range(max(0, i - 1), min(n, i + 2))", "near = lambda i, n: [i]"),  # the hole not grown
+                     ("if (a, b) in r", "if a < h and b < w"),                             # one neighbour in R is enough
+                     ("total/(h*w)", "total/len(r)")],                                     # divided by R
+        "check_style": [("/t[0].numel()", "/t[0, 0].numel()"),                              # the channels not divided by
+                        ("'bchw,bdhw->bcd'", "'bchw,bdhw->cd'"),                           # the batch added up
+                        (".abs().mean()", ".abs().sum()"),                                  # a sum over entries
+                        ("t, t)", "t - t.mean((2, 3), keepdim=True), t)")],                 # a covariance
+    },
+    "07_objective": {
+        "check_in_pieces": [("len(t)/len(images)*f(t)", "f(t)/len(images.split(n))"),       # all pieces alike
+                            ("len(t)/len(images)*f(t)", "f(t)"),                            # a sum of means
+                            ("images.split(n)", "images.chunk(n)")],                        # n pieces, not n images
+        "check_best": [("truths.median(0).values, truths.mean(0)", "truths.mean(0), truths.median(0).values"),  # swapped
+                       ("truths.median(0).values, truths.mean(0)", "truths.mean(0), truths.mean(0)"),          # the mean for both
+                       ("truths.median(0).values, truths.mean(0)", "truths[0], truths[0]")],                   # one of them copied
+        "check_rescaled": [("style_out=2, style_comp=2", "style_out=1, style_comp=1"),      # Gram taken for linear
+                           ("w/k**", "w*k**"),                                              # the wrong way
+                           (".get(t, 0)", ".get(t, 1)")],                                   # pixel terms scaled too
+    },
+    "08_networks": {
+        "check_gated": [("F.elu(F.conv2d(x, w, b, padding=1))", "F.conv2d(x, w, b, padding=1)"),  # no activation
+                        (".sigmoid()", ".tanh()"),                                         # a gate that changes signs
+                        ("features*gate", "features + gate"),                              # the mask's information added
+                        ("features*gate", "features*(1 - gate)")],                          # open where it should be shut
+        "check_weights_of": [("2*k*k*c_in*c_out", "k*k*c_in*c_out"),                        # the gate's weights forgotten
+                             ("2*k*k*c_in*c_out + c_out + 2*c_out", "2*(k*k*c_in*c_out + c_out) + 2*c_out"),  # a bias for the features
+                             ("+ c_out + 2*c_out", "+ c_out")],                             # batch norm has none
+        "check_fill": [("net(2*x - 1, m)/2 + .5", "net(x, m)"),                             # no change at all
+                       ("net(2*x - 1, m)/2 + .5", "net(2*x - 1, m)"),                       # not changed back
+                       ("/2 + .5", "/2"),                                                   # changed back by half
+                       ("2*x - 1", "x - .5")],                                              # the width of the range forgotten
+    },
+}
+
+
+def cells(chapter): return json.loads((NBS/f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
+
+
+def text(cell): return "".join(cell["source"])
+
+
+def only_imports(code):
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body)
+
+
+def after(chapter, heading):
+    "Cells from a heading of the second level to the next one."
+    found, inside = [], False
+    for c in cells(chapter):
+        if c["cell_type"] == "markdown" and (heads := re.findall(r"^## (.+)$", text(c), re.M)): inside = heads[-1] == heading
+        if inside: found.append(c)
+    return found
+
+
+def namespace(chapter):
+    "What a chapter imports and exports, and its exercises' code."
+    code = [text(c) for c in cells(chapter) if c["cell_type"] == "code"]
+    ns = {}
+    for c in code:
+        if only_imports(c): exec(c, ns)
+    home = re.search(r"^#\| default_exp ([\w.]+)", "\n".join(code), re.M)[1]
+    ns |= {k: v for k, v in vars(import_module(f"pconv_course.{home}")).items() if not k.startswith("__")}
+    for c in after(chapter, "Exercises"):
+        if c["cell_type"] == "code": exec(text(c), ns)
+    return ns
+
+
+def solutions(chapter):
+    "{name of the check: solution} of a chapter, in order."
+    exercises = after(chapter, "Exercises")
+    checks = re.findall(r"^attempt\((\w+), (\w+)\)", "\n".join(text(c) for c in exercises if c["cell_type"] == "code"), re.M)
+    found = re.findall(r"<summary>Solution</summary>\n\n```python\n(.*?)```", "\n".join(map(text, exercises)), re.S)
+    assert len(checks) == len(found) >= 3
+    return {check: (name, code) for (check, name), code in zip(checks, found)}
+
+
+def answer(ns, name, code):
+    mine = dict(ns)
+    exec(code, mine)
+    return mine[name]
+
+
+@pytest.mark.parametrize("chapter", WRONG)
+def test_solutions_pass_and_wrong_answers_fail(chapter):
+    ns, found = namespace(chapter), solutions(chapter)
+    assert set(found) == set(WRONG[chapter])
+    for check, (name, code) in found.items():
+        assert ns["attempt"](ns[check], ns[name]) == "not written yet", check
+        ns[check](answer(ns, name, code))
+        assert len(WRONG[chapter][check]) >= 3
+        for old, new in WRONG[chapter][check]:
+            assert code.count(old) == 1, (check, old)
+            wrong = answer(ns, name, code.replace(old, new))
+            assert ns["attempt"](ns[check], wrong).startswith("not yet: "), f"{check} lets {new!r} for {old!r} pass"
+
+
+@pytest.mark.parametrize("chapter", WRONG)
+def test_every_exercise_has_a_hint_and_every_chapter_five_quick_questions(chapter):
+    folds = "\n".join(text(c) for c in after(chapter, "Exercises"))
+    assert folds.count("<summary>Hint</summary>") == len(solutions(chapter))
+    quick = "\n".join(text(c) for c in after(chapter, "Quick questions"))
+    assert quick.count("<summary>Answer</summary>") == len(re.findall(r"^\*\*\d\. ", quick, re.M)) == 5
