@@ -34,8 +34,8 @@ from .data import DrawnFaces, FaceFiles
 from .intervals import interval
 from .learner import inpaint_batch
 from .masks import bucket_of, BUCKETS, MaskBank
-from .metrics import (as_saved, biharmonic_fill, hole_l1_error, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill,
-    psnr, score_each, telea_fill)
+from .metrics import (as_saved, biharmonic_fill, hole_l1_error, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, psnr,
+    score_each, telea_fill)
 from .pairs import list_hash, stem
 from .weights import load_model, load_pretrained, weights_hash
 

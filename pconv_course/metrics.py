@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'LPIPS_FILE', 'mean_fill', 'telea_fill', 'ns_fill', 'biharmonic_fill', 'open_patchmatch', 'patchmatch_fill',
            'decibel', 'mean_in_hole', 'score_each', 'score', 'clamped_comp', 'as_saved', 'psnr', 'ssim',
-           'hole_l1_error', 'lpips_net', 'lpips_of', 'hub_file', 'read_weights', 'download_alexnet', 'open_lpips']
+           'hole_l1_error', 'lpips_net', 'lpips_of', 'hub_file', 'download_alexnet', 'open_lpips']
 
 # %% ../nbs/10_metrics.ipynb #0d56dca2
 import os
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-# %% ../nbs/10_metrics.ipynb #cd6b79f3
+# %% ../nbs/10_metrics.ipynb #4b0b3030
 from .base.core import InputError
 from .base.show import compose, to_array
+from .losses import read_state
 
 # %% ../nbs/10_metrics.ipynb #a1b4e5c4
 def mean_fill(
@@ -150,35 +151,27 @@ def lpips_of(net):
         return net(comp.float(), gt.float(), normalize=True).reshape(-1)
     return far
 
-# %% ../nbs/10_metrics.ipynb #d468b22c
+# %% ../nbs/10_metrics.ipynb #1cfaa67e
 LPIPS_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's name
 
 def hub_file(name):
     "Where torch keeps a downloaded file of weights."
     return Path(torch.hub.get_dir())/"checkpoints"/name
 
-def read_weights(
-    path,  # .safetensors, or a .pth that holds tensors only
-) -> dict:
-    "The tensors of a file of weights by name. Raises `InputError` when it is missing, damaged, or more than tensors."
-    from safetensors.torch import load_file
-    try: return load_file(path) if str(path).endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise InputError(f"{path} can't be read as weights ({type(e).__name__}); fetch it again, or give another file") from e
-
-# %% ../nbs/10_metrics.ipynb #933b0ab3
 def download_alexnet() -> dict:
     "torchvision's AlexNet, fetched from its address when torch doesn't have it yet. Raises `InputError` without a network."
-    from torchvision.models import AlexNet_Weights
-    try: return AlexNet_Weights.DEFAULT.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as e: raise InputError(f"AlexNet can't be fetched ({e}); give its file instead") from e
+    url = f"https://download.pytorch.org/models/{LPIPS_FILE}"
+    try: return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=False, weights_only=True)
+    except (OSError, RuntimeError) as e: raise InputError(f"AlexNet can't be fetched ({getattr(e, 'reason', e)}); fetch {url} elsewhere and give the file") from e
 
+# %% ../nbs/10_metrics.ipynb #64b5f578
 def open_lpips(
-    where="alex",  # 'alex': as far as the weights are here; a file; 'download'; 'none'
+    where="alex",  # 'alex': if the weights are here; a file of them; 'download'; 'none'
 ) -> tuple:
     "(function of `lpips_of` or None, why not or None). Raises `InputError` for a file that isn't there or isn't AlexNet."
     if where in (None, "none"): return None, None
     if where == "download": return lpips_of(lpips_net(download_alexnet())), None
     file = Path(os.environ.get("PCONV_LPIPS") or hub_file(LPIPS_FILE) if where == "alex" else where).expanduser()
-    if file.is_file(): return lpips_of(lpips_net(read_weights(file))), None
+    if file.is_file(): return lpips_of(lpips_net(read_state(file))), None
     if where != "alex": raise InputError(f"unknown LPIPS {where!r}; choose from alex, download, none, or give a file of AlexNet's weights")
     return None, f"LPIPS not measured: {LPIPS_FILE} is not in torch's hub/checkpoints; fetch it by --lpips download, or name a file by --lpips FILE or PCONV_LPIPS"

@@ -29,7 +29,7 @@ from pconv_course.masks import BUCKETS, MaskBank, central_mask, hole_ratio, spar
 from pconv_course.unet import PConvUNet
 
 torch.set_num_threads(1)
-FILLS = [metrics.mean_fill, metrics.telea_fill, metrics.ns_fill, pytest.param(metrics.biharmonic_fill, marks=pytest.mark.dev)]
+FILLS = [metrics.mean_fill, metrics.telea_fill, metrics.ns_fill, metrics.biharmonic_fill, pytest.param(metrics.patchmatch_fill, marks=pytest.mark.dev)]
 
 
 def faces(n, size=48, seed=3): return torch.stack([DrawnFaces(n, size, seed=seed)[i] for i in range(n)])
@@ -76,10 +76,30 @@ def test_mean_fill_is_the_mean():
     torch.testing.assert_close(metrics.mean_fill(gt, m)[0][:, m[0, 0] < .5][:, 0], known.mean(1))
 
 
-def test_biharmonic_without_scikit_image_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.restoration", None)
-    with pytest.raises(InputError, match="pip install scikit-image"): metrics.biharmonic_fill(faces(1), masks(1))
-    with pytest.raises(InputError, match="pip install scikit-image"): evaluation.baseline("biharmonic")
+def test_patchmatch_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "patchmatch", None)
+    with pytest.raises(InputError, match="pip install pypatchmatch"): metrics.patchmatch_fill(faces(1), masks(1))
+    with pytest.raises(InputError, match="pip install pypatchmatch"): evaluation.baseline("patchmatch")
+
+
+@pytest.mark.dev
+def test_every_baseline_on_a_ramp():
+    "Each keeps what is known; the rim's fills find the ramp, one colour and a stranger's face don't; PatchMatch copies a step of it."
+    ramp, m = torch.linspace(.2, .8, 32).expand(1, 3, 32, 32).contiguous(), torch.ones(1, 1, 32, 32)
+    m[..., 12:20, 12:20] = 0
+    pairs = pairs_module.open_pairs(size=32, limit=2)
+    out = {k: evaluation.baseline(k, pairs).fill(ramp*m, m, [0]) for k in evaluation.BASELINES if k != "truth"}
+    err = {k: ((o - ramp).abs()*(1 - m)).sum().item()/(3*64) for k, o in out.items()}
+    assert err["biharmonic"] < .002 and err["patchmatch"] < .012 and err["ns"] < err["telea"] < .03 < err["mean"] < .05 < err["average"]
+    again = evaluation.baseline("patchmatch").fill(ramp*m, m, [0])
+    assert torch.equal(again, out["patchmatch"]) and evaluation.baseline("patchmatch").info["version"]
+
+
+def test_the_average_of_given_faces():
+    own = DrawnFaces(5, 32, 3)
+    k = evaluation.baseline("average", faces=own)
+    torch.testing.assert_close(k.fill(torch.zeros(1, 3, 32, 32), None, [0])[0], torch.stack([own[i] for i in range(5)]).mean(0))
+    assert k.info == dict(kind="average", faces=5)
 
 
 # Metrics
@@ -159,13 +179,12 @@ def test_ciede2000_on_the_published_pairs():
     np.testing.assert_allclose(artifacts.ciede2000(rows[:, 3:6], rows[:, :3]), rows[:, 6], atol=5.1e-5)
 
 
-def test_lab_and_ciede2000_agree_with_scikit_image():
-    color = pytest.importorskip("skimage.color")
-    rgb = np.random.default_rng(0).random((2, 50, 40, 3))
-    rgb[0, 0, :5], rgb[1, 0, :5] = 0, np.linspace(0, 1, 5)[:, None]
-    a, b = (color.rgb2lab(o) for o in rgb)
-    np.testing.assert_allclose(artifacts.lab(rgb[0]), a, atol=1e-3)
-    np.testing.assert_allclose(artifacts.ciede2000(a, b), color.deltaE_ciede2000(a, b), atol=1e-6)
+def test_lab_of_the_corners_of_the_colour_cube():
+    "By the CIE's formulas (values of Lindbloom's calculator, D65): black, white, grey, the primaries."
+    rgb = np.array([[0, 0, 0], [1, 1, 1], [.5, .5, .5], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
+    expect = [[0, 0, 0], [100, 0, 0], [53.389, 0, 0], [53.241, 80.092, 67.203], [87.735, -86.183, 83.179], [32.297, 79.188, -107.860]]
+    np.testing.assert_allclose(artifacts.lab(rgb), expect, atol=.02)
+    assert artifacts.lab(rgb.astype(np.float32)).dtype == np.float64
 
 
 # Measures on constructed pictures
@@ -333,7 +352,7 @@ def test_texture_profile_sorts_by_the_truth():
 
 def test_records_of_before_the_profiles_are_still_shown(pairs, tmp_path):
     r = evaluation.evaluate([evaluation.baseline(k, pairs) for k in ("telea", "mean", "truth")], pairs, tmp_path/"s.json", progress=False)
-    new = ("blobs", "detail", *artifacts.DENSITY_COLUMNS, *artifacts.SPECK_COLUMNS, *artifacts.TEXTURE_COLUMNS)
+    new = ("blobs", "detail", "texture", "seam_off", "specks_over", *artifacts.DENSITY_COLUMNS, *artifacts.SPECK_COLUMNS, *artifacts.TEXTURE_COLUMNS)
     assert all(set(o["methods"]["mean"]) & set(artifacts.PROFILES) for o in r["rows"] if o["border"] == "any")
     assert not any(set(o[k]["mean"]) & set(artifacts.PROFILES) for o in r["rows"] if o["border"] != "any" for k in ("methods", "against"))
     old = json.loads(json.dumps(r))
@@ -354,8 +373,22 @@ def test_a_csv_of_other_columns_is_refused(pairs, tmp_path):
 def test_measure_has_every_column_and_sees_the_hole_only():
     gt, m = faces(1, 64)[0], torch.from_numpy(stroke_mask(np.random.default_rng(3), 64)).float()[None]
     clean = artifacts.measure(gt, gt, m)
-    assert set(clean) == {*artifacts.MEASURES, *artifacts.PROFILES} and clean["colour"] == clean["tint"] == clean["depth_1"] == 0
-    assert {*metrics.METRICS, *clean, "lpips"} == set(artifacts.COLUMNS)
+    assert set(clean) == {*artifacts.MEASURES, *artifacts.PROFILES, "true_texture"} and clean["colour"] == clean["tint"] == clean["depth_1"] == 0
+    assert {*metrics.METRICS, *clean, "lpips"} - {"true_texture"} == set(artifacts.COLUMNS)
+    assert clean["seam_off"] == clean["specks_over"] == 0 and clean["texture"] == clean["true_texture"] > 0
+
+
+def test_distance_from_the_truth_of_seam_and_specks():
+    "A fill with fewer specks than the truth has none beyond it; a smoother seam than the truth's is off by as much as a rougher one."
+    gt, m = torch.full((3, 40, 40), .5), torch.ones(1, 40, 40)
+    m[:, 10:30, 10:30] = 0
+    gt[:, 20, 20], dots = torch.tensor([1., 0, 0]), torch.full((3, 40, 40), .5)
+    dots[:, 15:26:5, 20] = torch.tensor([1., 0, 0])[:, None]
+    plain = artifacts.measure(gt, torch.full_like(gt, .5), m)
+    assert plain["specks"] == plain["specks_over"] == 0 and math.isclose(artifacts.measure(gt, dots, m)["specks_over"], 100*2/400)
+    edge = compose(gt[None], torch.full((1, 3, 40, 40), .7), m[None])[0]
+    for a, b in ((gt, edge), (edge, gt)):
+        assert math.isclose(artifacts.measure(a, b, m)["seam_off"], abs(artifacts.seam(hwc(edge), m[0].numpy() < .5) - artifacts.seam(hwc(gt), m[0].numpy() < .5)), rel_tol=1e-6)
 
 
 # Statistics
@@ -397,6 +430,59 @@ def test_bootstrap_of_missing_values_and_single_pictures():
 
 
 # Pairs
+
+def alarms(draw, *groups, n=400):
+    "How often `interval` tells a difference that isn't there."
+    rng = np.random.default_rng(0)
+    return np.mean([intervals.holds(intervals.interval(draw(rng), *groups)) != intervals.OPEN for _ in range(n)])
+
+
+@pytest.mark.parametrize("n", [3, 5, 9, 29, 30, 100])
+def test_the_rule_cries_wolf_in_one_world_of_twenty(n): assert .02 < alarms(lambda rng: rng.normal(size=n)) < .09
+
+
+@pytest.mark.parametrize("repeat", ["faces", "masks", "both", "few faces"])
+def test_the_rule_keeps_its_rate_when_things_repeat(repeat):
+    "Effects of faces, of masks, or of both; counting pairs one by one would tell several times as often."
+    faces, masks = (5 if repeat == "few faces" else 60), 80
+    f, m = np.arange(240) % faces, np.random.default_rng(1).permutation(np.arange(240) % masks)
+    draw = lambda rng: (repeat != "masks")*rng.normal(size=faces)[f] + (repeat in ("masks", "both"))*rng.normal(size=masks)[m] + .5*rng.normal(size=240)
+    assert .02 < alarms(draw, f, m) < .09 and alarms(draw) > .12
+
+
+def test_interval_by_hand():
+    mean, low, high = intervals.interval([1., 2, 3])
+    assert mean == 2 and math.isclose(high - 2, 4.302653/math.sqrt(3), rel_tol=1e-6) and math.isclose(2 - low, high - 2)
+    assert intervals.interval([1.]) == [1, None, None] and intervals.interval([1., math.nan, 3]) == intervals.interval([1., 3])
+    v = np.random.default_rng(0).normal(size=(40, 2))
+    np.testing.assert_array_equal(intervals.interval(v, range(40)), intervals.bootstrap(v, range(40)))
+    np.testing.assert_array_equal(intervals.interval(v, range(40), range(40)), intervals.bootstrap(v, range(40)))  # masks that don't repeat add nothing
+    few = intervals.interval(v, np.arange(40)//4)
+    c = v.reshape(10, 4, 2).mean(1)
+    np.testing.assert_allclose(few[:, 2] - few[:, 0], 2.262157*c.std(0, ddof=1)/math.sqrt(10), rtol=1e-6)
+
+
+def test_a_ratio_of_sums():
+    "Texture over the truth's: the ratio of the two means, whatever single pictures say; its interval holds it as often as it should."
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(200):
+        true = rng.uniform(.1, 5, 60)
+        fill = .5*true + rng.normal(size=60)*.3
+        mean, low, high = intervals.interval(fill, over=true[:, None])
+        assert math.isclose(mean, fill.sum()/true.sum())
+        inside += low < .5 < high
+    assert .88 < inside/200 < .985
+
+
+def test_over_seeds_and_whole_tables():
+    assert intervals.over_seeds([]) is None and intervals.over_seeds([None, 2.]) == [2, None, None] and intervals.over_seeds([2., 2.])[1] is None
+    assert [intervals.holds(intervals.over_seeds(d)) for d in ([1., 1.1, 1.2], [-1, -1.1, -1.2], [1, 2, 4])] == [intervals.HOLDS, intervals.FAILS, intervals.OPEN]
+    assert math.isclose(intervals.p_value([1., 2, 3]), .0741799, rel_tol=1e-4) and intervals.p_value([0., 0, 0]) == 1 and math.isnan(intervals.p_value([1.]))
+    assert intervals.fdr([.01, .02, .03, .9]).tolist() == [True, True, True, False] and not intervals.fdr([.02, .9, .9]).any() and intervals.fdr([[.001, np.nan]]).tolist() == [[True, False]]
+    rng = np.random.default_rng(0)
+    false = [intervals.fdr([intervals.p_value(rng.normal(size=5)) for _ in range(30)]).any() for _ in range(60)]
+    assert np.mean(false) < .15
+
 
 def test_lists_are_beginnings_of_longer_lists():
     strata = np.random.default_rng(0).integers(5, size=60)
@@ -626,12 +712,22 @@ def test_outputs_by_number_and_by_face(pairs, pictures):
 # LPIPS, FID, KID
 
 @pytest.fixture
-def no_weights(tmp_path, monkeypatch): monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+def no_weights(tmp_path, monkeypatch):
+    monkeypatch.delenv("PCONV_LPIPS", raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+    "Random weights of AlexNet's features by torchvision's names."
+    from torchvision.models import alexnet
+    torch.manual_seed(0)
+    return {k: v.clone() for k, v in alexnet(weights=None).state_dict().items() if k.startswith("features")}
 
 
 def test_without_weights_one_line_says_so(no_weights, pairs, tmp_path, monkeypatch):
     f, why = metrics.open_lpips("alex")
-    assert f is None and "LPIPS not measured: alexnet-owt-7be5be79.pth" in why
+    assert f is None and "LPIPS not measured: alexnet-owt-7be5be79.pth" in why and "\n" not in why and "PCONV_LPIPS" in why
     assert metrics.open_lpips("none") == (None, None)
     with pytest.raises(InputError, match="choose from alex"): metrics.open_lpips("resnet")
     f, why = evaluation.open_inception()
@@ -641,12 +737,45 @@ def test_without_weights_one_line_says_so(no_weights, pairs, tmp_path, monkeypat
     assert "inception" in evaluation.open_inception()[1]
 
 
+def test_weights_from_a_file_the_environment_and_torchs_folder(no_weights, alexnet, tmp_path, monkeypatch):
+    a, b = faces(2, 64), faces(2, 64, seed=9)
+    far = metrics.lpips_of(metrics.lpips_net(alexnet))(a, b)
+    save_file(alexnet, tmp_path/"alex.safetensors")
+    torch.testing.assert_close(metrics.open_lpips(tmp_path/"alex.safetensors")[0](a, b), far)
+    monkeypatch.setenv("PCONV_LPIPS", str(tmp_path/"alex.safetensors"))
+    torch.testing.assert_close(metrics.open_lpips()[0](a, b), far)
+    monkeypatch.delenv("PCONV_LPIPS")
+    (tmp_path/"checkpoints").mkdir()
+    torch.save(alexnet, tmp_path/"checkpoints"/"alexnet-owt-7be5be79.pth")
+    torch.testing.assert_close(metrics.open_lpips()[0](a, b), far)
+    save_file(dict(w=torch.zeros(2)), tmp_path/"other.safetensors")
+    with pytest.raises(InputError, match="not torchvision's AlexNet"): metrics.open_lpips(tmp_path/"other.safetensors")
+    with pytest.raises(InputError, match="32 px"): metrics.lpips_of(metrics.lpips_net(None))(faces(1, 16), faces(1, 16))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: (_ for _ in ()).throw(OSError("no route to host")))
+    with pytest.raises(InputError, match="can't be fetched .no route to host.; fetch https.*and give the file"): metrics.open_lpips("download")
+
+
+@pytest.mark.dev
+def test_lpips_is_that_of_its_authors(alexnet):
+    "PyPI's lpips with the same features, in all its five layers; the channel weights come with each of the packages."
+    theirs = pytest.importorskip("lpips")
+    net = theirs.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    mine = {k: v for k, v in alexnet.items()}
+    slices = [net.net.slice1, net.net.slice2, net.net.slice3, net.net.slice4, net.net.slice5]
+    with torch.no_grad():
+        for s, i in zip(slices, (0, 3, 6, 8, 10)):
+            conv = next(o for o in s if isinstance(o, torch.nn.Conv2d))
+            conv.weight.copy_(mine[f"features.{i}.weight"]), conv.bias.copy_(mine[f"features.{i}.bias"])
+        gt, m = faces(4, 96), masks(4, 96)
+        for comp in (metrics.mean_fill(gt, m), metrics.telea_fill(gt, m), 1 - gt):
+            torch.testing.assert_close(metrics.lpips_of(metrics.lpips_net(alexnet))(comp, gt), net(comp, gt, normalize=True).reshape(-1), rtol=1e-4, atol=1e-6)
+
+
 def test_lpips_of_random_weights_goes_through(pairs, tmp_path):
     "torchmetrics' own network with random weights: 0 for the truth, more for worse, stored per picture; added later it is computed later."
-    from torchmetrics.functional.image.lpips import _NoTrainLpips
     torch.manual_seed(0)
-    net = _NoTrainLpips(net="alex", pnet_rand=True)
-    lpips, pairs = evaluation.lpips_of(net), pairs_module.open_pairs(size=64, limit=6)
+    net = metrics.lpips_net(None)
+    lpips, pairs = metrics.lpips_of(net), pairs_module.open_pairs(size=64, limit=6)
     methods = [evaluation.baseline(k, pairs) for k in ("truth", "telea", "mean")]
     evaluation.evaluate(methods, pairs, tmp_path/"s.json", progress=False)
     count = []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_records(job):
     assert sorted(p.name for p in job.record.iterdir()) == sorted(f"{k}.json" for k in [*EXPERIMENTS, "training"])
     for k, r in records.items():
         assert read_json(job.record/f"{k}.json") == r and r["against"] == "partial" and r["settings"]["pairs"] == TOY.pairs
-        assert list(r["methods"]) == [*(f"partial_1of{n}" for n in STAGES[:-1]), "partial", "plain", "gated_1of2", "gated", "telea", "ns", "biharmonic", "mean", "average", "truth"]
+        assert list(r["methods"]) == [*(f"partial_1of{n}" for n in STAGES[:-1]), "partial", "plain", "gated_1of2", "gated", "telea", "ns", "biharmonic", *(["patchmatch"] if find_spec("patchmatch") else []), "mean", "average", "truth"]
         assert row_of(r)["methods"]["truth"]["l1_hole"][0] == 0
     assert len({r["pairs_sha256"] for r in records.values()}) == 4
     t = read_json(job.record/"training.json")
@@ -224,7 +225,7 @@ def test_difference_and_verdict():
     r = fake(l1_hole=[.02, .01, .03], psnr=[.5, None, None])
     assert difference(r, "plain") == [.02, .01, .03] and record_verdict(difference(r, "plain")) == "worse"
     assert difference(r, "plain", "psnr") is None and difference(r, "telea") is None and difference(r, "plain", part="0.1 to 0.2") is None
-    assert record_verdict([1., .5, 2], True) == "better" and record_verdict([1., -.5, 2], True) == "cannot be told" == record_verdict([0., 0., 1.])
+    assert record_verdict([1., .5, 2], True) == "better" and record_verdict([1., -.5, 2], True) == "can't be told" == record_verdict([0., 0., 1.])
 
 
 def test_overview_rows():

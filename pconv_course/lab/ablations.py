@@ -23,6 +23,7 @@ from torch import nn
 from ..artifacts import ABOUT, measure
 from ..base.core import InputError
 from ..base.show import compose
+from ..intervals import FAILS, fdr, HOLDS, holds, OPEN, over_seeds, p_value
 from .trials import record_plan, run_plan, TrialPlan, two_phases, Variant, WEIGHTS_HERE
 from ..learner import inpaint_batch
 from ..losses import IMAGENET_MEAN, IMAGENET_STD
@@ -125,7 +126,7 @@ def artifacts(net, held, bs=64):
         each |= dict(hole_l1=each.pop('l1_hole'), known_l1=((out - gt).abs()*m).sum((1, 2, 3))/(3*m.sum((1, 2, 3))))
         for i, (g, c, k) in enumerate(zip(gt, comp, m)):
             true = measure(g, g, k)
-            rows.append({n: float(v[i]) for n, v in each.items()} | measure(g, c, k) | {f'true_{n}': true[n] for n in ('seam', 'specks')})
+            rows.append({n: float(v[i]) for n, v in each.items()} | measure(g, c, k) | {f'true_{n}': true[n] for n in ('seam', 'specks', 'texture')})
     table = {k: np.array([r[k] for r in rows], float) for k in rows[0]}
     return {k: round(float(np.nanmean(v)), 5) if np.isfinite(v).any() else None for k, v in table.items()}
 
@@ -192,9 +193,8 @@ def differences(runs, key):
 
 # %% ../../nbs/lab/ablations.ipynb #9f4ac40a
 def verdict(d):
-    "'more' or 'less' if three or more differences `d` lie on one side of 0, their mean twice their range away from it; else \"can't be told\"."
-    if len(d) >= 3 and min(d)*max(d) > 0 and abs(np.mean(d)) >= 2*(max(d) - min(d)): return 'more' if d[0] > 0 else 'less'
-    return "can't be told"
+    "'more' or 'less' if the interval of the differences `d` (`intervals.over_seeds`) lies on one side of 0; else `intervals.OPEN`."
+    return {HOLDS: 'more', FAILS: 'less'}.get(holds(over_seeds(d)), OPEN)
 
 # %% ../../nbs/lab/ablations.ipynb #a064ea07
 def ablation_summary(runs, keys=MEASURED):
@@ -222,18 +222,19 @@ def ruler(runs, key):
 
 # %% ../../nbs/lab/ablations.ipynb #a2a08ab7
 def show_differences(runs, keys=MEASURED, ax=None):
-    "Axes with a row per variant and a column per measure: mean difference from the first variant, coloured by `ruler`; bold if told apart, grey if not even the signs agree."
+    "Axes with a row per variant and a column per measure: mean difference from the first variant, coloured by `ruler`; black if told (`verdict`), bold if told among all cells (`intervals.fdr`), else grey."
     table = ablation_summary(runs, keys)
     first, *names = table
     ax = ax or plt.subplots(figsize=(1.05*len(keys) + 2, .3*len(names) + .8), layout='constrained')[1]
     d = np.array([[table[n][k]['difference'] for k in keys] for n in names], float)
     units = np.array([oriented(k)*ruler(runs, k) for k in keys])
     ax.imshow(np.nan_to_num(d/units).clip(-8, 8), cmap='RdBu_r', vmin=-14, vmax=14, aspect='auto', alpha=.8)
+    told = np.array([[table[n][k]['verdict'] != OPEN for k in keys] for n in names]).reshape(d.shape)
+    p = lambda own: p_value(own) if len(own) > 2 else np.nan
+    together = fdr([[p(table[n][k]['differences']) for k in keys] for n in names])
     for (i, j), v in np.ndenumerate(d):
-        cell = table[names[i]][keys[j]]
-        told, own = cell['verdict'] != "can't be told", cell['differences']
-        ax.text(j, i, '' if np.isnan(v) else format(v, f'+.{digits(keys[j])}f'), ha='center', va='center', fontsize=8, fontweight='bold' if told else 'normal',
-                color='black' if len(own) >= 3 and min(own)*max(own) > 0 else '.5')
+        ax.text(j, i, '' if np.isnan(v) else format(v, f'+.{digits(keys[j])}f'), ha='center', va='center', fontsize=8,
+                fontweight='bold' if together[i, j] else 'normal', color='black' if told[i, j] else '.5')
     ax.set_xticks(range(len(keys)), [f"{k}\n{table[first][k]['mean']:.{digits(k)}f}" for k in keys], fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.xaxis.tick_top()

@@ -12,6 +12,7 @@ __all__ = ['SCALES', 'NETWORKS', 'STAGES', 'EXPERIMENTS', 'STEPS', 'Scale', 'net
 import copy
 import shutil
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/lab/experiments.ipynb #2e5813f3
@@ -19,11 +20,11 @@ import numpy as np
 import torch
 
 # %% ../../nbs/lab/experiments.ipynb #4fb0fe4c
-from ..base.core import alone_in, atomic_path, InputError, provenance, read_json, sha256_of, write_json
+from ..base.core import alone_in, atomic_path, InputError, provenance, read_json, write_json
 from ..base.photos import array_photo, read_hole
 from ..base.pictures import open_image
 from ..data import face_dls
-from ..evaluation import baseline, evaluate, Method, network
+from ..evaluation import average_of, baseline, evaluate, network
 from ..fast import flops
 from ..inpainting import finish_photo, open_model, pictures
 from .ablations import run_ablations
@@ -159,12 +160,7 @@ def open_experiment(
 # %% ../../nbs/lab/experiments.ipynb #e08254de
 def average_face(scale, data="drawn", valid=None, n=512):
     "A `Method`: the mean of `n` training faces, spread over all of them, in every hole."
-    import torch
-    faces = face_dls(data, scale.size, 8, scale.faces if data == "drawn" else None, valid, device="cpu").train.dataset
-    at = torch.linspace(0, len(faces) - 1, min(n, len(faces))).long().tolist()
-    mean = sum(faces[i].double() for i in at).div(len(at)).float()
-    fill = lambda inp, m, numbers: mean.expand(len(inp), -1, -1, -1)
-    return Method("average", "the average face", fill, sha256_of(mean.numpy().tobytes()), dict(kind="average", faces=len(at)))
+    return average_of(face_dls(data, scale.size, 8, scale.faces if data == "drawn" else None, valid, device="cpu").train.dataset, n)
 
 # %% ../../nbs/lab/experiments.ipynb #2e05bc97
 def networks_of(folder, scale) -> list:
@@ -181,9 +177,8 @@ def networks_of(folder, scale) -> list:
 # %% ../../nbs/lab/experiments.ipynb #bbb2db73
 def methods_of(pairs, folder, scale, data="drawn", valid=None) -> list:
     "The `Method`s of an experiment: networks first, then the fills that learn nothing, then the truth."
-    from importlib.util import find_spec
     found = [replace(network(path, name), title=title) for name, title, path in networks_of(folder, scale)]
-    fills = ["telea", "ns", *(["biharmonic"] if find_spec("skimage") else []), "mean"]
+    fills = ["telea", "ns", "biharmonic", *(["patchmatch"] if find_spec("patchmatch") else []), "mean"]
     return found + [*(baseline(k, pairs) for k in fills), average_face(scale, data, valid), baseline("truth", pairs)]
 
 # %% ../../nbs/lab/experiments.ipynb #302b62ee
@@ -196,7 +191,7 @@ def judge(
     "Evaluate, with differences to the partial network; a record of the same pairs and methods is only read."
     old = read_json(out) if Path(out).is_file() else {}
     same = old.get("pairs_sha256") == pairs.sha256 and {k: v["sha256"] for k, v in old["methods"].items()} == {m.name: m.sha256 for m in methods}
-    notes = [] if any(m.name == "biharmonic" for m in methods) else ["biharmonic left out: scikit-image is not installed"]
+    notes = [] if any(m.name == "patchmatch" for m in methods) else ["PatchMatch left out: pypatchmatch is not installed"]
     return old if same else evaluate(methods, pairs, out, against="partial", notes=notes, progress=progress)
 
 # %% ../../nbs/lab/experiments.ipynb #4b0d4d49
