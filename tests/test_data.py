@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pconv_course.base.pixels import FaceWarning
 from pconv_course.base import core
 from pconv_course.base import faces as faces_module
 from pconv_course.base import traits
@@ -391,13 +392,13 @@ def test_parallel_equals_sequential(album, workers, suffix):
 
 KILLED = """
 import sys, time
-from pconv_course import data
-slow = data.prepare_one
+from pconv_course.tools import prepare as tool
+slow = tool.prepare_one
 def prepare_one(*a):
     time.sleep(.05)
     return slow(*a)
-data.prepare_one = prepare_one
-data.prepare(sys.argv[1], sys.argv[2], size=32, workers=2, progress=lambda done, total: print(done, flush=True))
+tool.prepare_one = prepare_one
+tool.prepare(sys.argv[1], sys.argv[2], size=32, workers=2, progress=lambda done, total: print(done, flush=True))
 """
 
 
@@ -723,7 +724,7 @@ def test_without_room_it_decodes(ready, monkeypatch, how):
             return real(self, *a, **k)
         monkeypatch.setattr(Path, "mkdir", mkdir)
     if how == "file": (ready / "cache").write_text("x")
-    with pytest.warns(data.FaceWarning) as w: dls = loaders(ready, None)
+    with pytest.warns(FaceWarning) as w: dls = loaders(ready, None)
     text = str(w[0].message)
     assert len(w) == 1 and "\n" not in text and "Errno" not in text and {"full": "0.0 GB free", "fills": "No space", "read-only": "Read-only", "file": "cache"}[how] in text
     assert dls.train_ds.cache is None and not [p for p in ready.rglob("*.npy")]
