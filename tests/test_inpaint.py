@@ -432,8 +432,8 @@ def test_command_in_a_shell(folder):
     a = picture(1, 60, 60, 3)//2
     a[20:24] = (255, 0, 0)
     Image.fromarray(a).save(folder/"red.png")
-    (folder/"cmd.py").write_text("import sys\nfrom pconv_course.inpaint import pconv_inpaint\nif __name__ == '__main__': sys.exit(pconv_inpaint())\n")
-    run = lambda *args: subprocess.run([sys.executable, "cmd.py", *args], cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (folder/"shell.py").write_text("import sys\nfrom pconv_course.cli import pconv_inpaint\nif __name__ == '__main__': sys.exit(pconv_inpaint())\n")
+    run = lambda *args: subprocess.run([sys.executable, "shell.py", *args], cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     r = run("red.png", "-o", "fixed.png", "--hole", "#ff0000", "--model", "run", "--compare")
     assert (r.returncode, r.stderr) == (0, "") and (folder/"fixed-compare.png").is_file()
     k = colour_mask(a, (255, 0, 0))
@@ -452,7 +452,7 @@ def test_huge_photos_stay_within_memory(tmp_path, folder):
     m = np.full((8000, 8000), 255, np.uint8)
     m[1000:1012, :4000], m[5000:6500, 3000:4500] = 0, 0
     Image.fromarray(m).save(tmp_path/"m.png", compress_level=1)
-    code = ("import numpy as np\nfrom pconv_course.inpaint import inpaint, open_model\nmodel = open_model('run')\n"
+    code = ("import numpy as np\nfrom pconv_course.inpainting import inpaint, open_model\nmodel = open_model('run')\n"
             "out = inpaint('big.png', 'm.png', model, hole='black', size=256)\n"
             "print(out.size[0], (np.asarray(out.crop((0, 0, 8000, 500))) == 90).all(), int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])//1024)")
     r = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
