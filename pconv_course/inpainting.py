@@ -6,21 +6,21 @@
 __all__ = ['trained_size', 'open_model', 'finish_photo', 'for_each', 'inpaint', 'look', 'panels', 'strip_name', 'check_target',
            'inpaint_file', 'result_names', 'pictures', 'masks_by_name', 'say_others', 'pair_files', 'no_mask']
 
-# %% ../nbs/21_inpainting.ipynb #440c1bc2
+# %% ../nbs/21_inpainting.ipynb #8b10d8ea
 import os
 import warnings
 from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
 
-# %% ../nbs/21_inpainting.ipynb #9441088d
+# %% ../nbs/21_inpainting.ipynb #47d4295c
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-# %% ../nbs/21_inpainting.ipynb #19eb4ce3
+# %% ../nbs/21_inpainting.ipynb #ab21c57a
 from .base.core import fit_name, InputError
 from .base.photos import FORMATS, Photo, PhotoWarning, read_pair, save_photo
 from .base.pictures import list_pictures, top_of
@@ -116,7 +116,7 @@ def panels(before, m, after, gap=8):
     white = np.full((len(before), gap, 3), 255, np.uint8)
     return np.hstack([before, white, np.repeat(255*m, 3, 2), white, after]).astype(np.uint8)
 
-# %% ../nbs/21_inpainting.ipynb #d1a2fc9e
+# %% ../nbs/21_inpainting.ipynb #d1484ca5
 def strip_name(out):
     "Where the comparison of a result goes."
     return out.with_name(fit_name(out.stem, "-compare.png"))
@@ -153,7 +153,7 @@ def inpaint_file(
     if compare: save_photo(Image.fromarray(panels(before, m, look(opened))), second)
     return hole_ratio(m)
 
-# %% ../nbs/21_inpainting.ipynb #065ccd47
+# %% ../nbs/21_inpainting.ipynb #b2b47e65
 def result_names(
     names,  # relative paths of photos
 ) -> dict:
@@ -169,15 +169,16 @@ def result_names(
         taken |= {key(new), key(strip_name(new))}
     return made
 
-# %% ../nbs/21_inpainting.ipynb #08681d69
+# %% ../nbs/21_inpainting.ipynb #4411d6ae
 def pictures(folder, *without) -> list:
-    "Paths of the pictures in `folder`, at any depth, sorted; not those in the folders `without`. Raises `InputError` if there are none."
-    return [Path(folder)/n for n in list_pictures(folder, *without).pictures]
+    "Paths of the pictures in `folder`, at any depth, sorted; not those in the folders `without`."
+    try: return [Path(folder)/n for n in list_pictures(folder, *without).pictures]
+    except InputError: return []
 
 def masks_by_name(folder, out):
     "{name without ending: [paths]} of the masks in a folder."
     masks = {}
-    for k in pictures(folder, out): masks.setdefault(k.relative_to(folder).with_suffix("").as_posix(), []).append(k)
+    for n in list_pictures(folder, out).pictures: masks.setdefault(Path(n).with_suffix("").as_posix(), []).append(folder/n)
     return masks
 
 def say_others(folder, found, masks):
@@ -187,7 +188,7 @@ def say_others(folder, found, masks):
     if lonely := sorted(set(masks) - {Path(n).with_suffix("").as_posix() for n in (*found.pictures, *found.aside)}):
         warnings.warn(f"{len(lonely)} masks have no photo of their name, such as {lonely[0]}", PhotoWarning, stacklevel=3)
 
-# %% ../nbs/21_inpainting.ipynb #ee8ff008
+# %% ../nbs/21_inpainting.ipynb #1bbcc4c4
 def pair_files(photo, mask, out) -> list:
     "[(photo, mask or None, out, what is wrong or None)] for a file or a folder. Raises `InputError`."
     into = str(out).endswith(("/", os.sep))

@@ -251,9 +251,16 @@ def test_one_transparent_colour(mode, key, tmp_path):
     was = Image.open(tmp_path/"p.png")
     clear = np.asarray(was.convert("L" if mode == "1" else mode).convert("RGBA")) if mode != "1" else np.dstack([np.asarray(im.convert("RGB")), 255*np.asarray(im, np.uint8)])
     assert (clear[:5, :, 3] == 0).all() or mode == "P"
+    if mode != "P":
+        fill(tmp_path/"p.png", None, tmp_path/"own.png", "alpha")
+        assert (np.asarray(Image.open(tmp_path/"own.png").convert("RGBA"))[..., 3] == 255).all()
     fill(tmp_path/"p.png", mask_file(tmp_path/"m.png"), tmp_path/"o.png")
     now = np.asarray(Image.open(tmp_path/"o.png").convert("RGBA"))
     assert np.array_equal(now[mask() == 1], clear[mask() == 1]), "colours and transparency of known pixels"
+    if mode == "L":  # the network's grey is the transparent value: a fill must not become a hole
+        save(tmp_path/"q.png", Image.fromarray(np.where(mask() == 0, 128, noise(c=1)//3)), transparency=128)
+        fill(tmp_path/"q.png", None, tmp_path/"q-fixed.png", "alpha")
+        assert (np.asarray(Image.open(tmp_path/"q-fixed.png").convert("RGBA"))[..., 3] == 255).all()
     m = pictures.read_mask(tmp_path/"p.png", "alpha")
     assert np.array_equal(m, clear[..., 3] >= 128)
     assert (np.asarray(pictures.read_face(tmp_path/"p.png"))[clear[..., 3] == 0] == 255).all()
@@ -385,7 +392,7 @@ def hole_of(a): return 1 - pictures.read_mask(a.astype(np.uint8), "white").mean(
 
 
 def test_any_byte_order(tmp_path):
-    a = noise().astype(">u2")*257
+    a = (noise()*np.uint16(257)).astype(">u2")
     out = inpaint(a, mask(), GREY, hole="black", feather=0)
     assert out.dtype == a.dtype and np.array_equal(out[mask() == 1], a[mask() == 1]) and (out[mask() == 0] == 32768).all()
     assert inpaint((a/65535.).astype(">f4"), mask(), GREY, hole="black").dtype == np.dtype(">f4")

@@ -8,7 +8,7 @@ __all__ = ['OPENED', 'ENDINGS', 'NOT_OPENED', 'PLUGINS', 'TURNS', 'POLARITIES', 
            'list_pictures', 'list_faces', 'valid_mask', 'MaskWarning', 'top_of', 'soft_mask', 'resize_nearest',
            'read_mask']
 
-# %% ../../nbs/base/pictures.ipynb #77e7f7e1
+# %% ../../nbs/base/pictures.ipynb #578b18b9
 import importlib
 import io
 import os
@@ -21,7 +21,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../../nbs/base/pictures.ipynb #c157d8fb
+# %% ../../nbs/base/pictures.ipynb #fb65c97f
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -29,12 +29,12 @@ from PIL import Image, ImageOps
 # %% ../../nbs/base/pictures.ipynb #8a52c14a
 from .core import InputError
 
-# %% ../../nbs/base/pictures.ipynb #8ad79d97
+# %% ../../nbs/base/pictures.ipynb #c50ac271
 OPENED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "PSD", "QOI", "PCX", "SGI", "SUN", "ICO", "ICNS", "DDS", "XBM", "XPM")
 ENDINGS = tuple(""".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .dib .tif .tiff .avif .jp2 .j2k .jpf .jpx .ppm .pgm .pbm .pnm
     .psd .qoi .pcx .sgi .ras .ico .icns .dds .xbm .xpm .tga""".split())
 
-# %% ../../nbs/base/pictures.ipynb #cf749a1b
+# %% ../../nbs/base/pictures.ipynb #e3933e4b
 NOT_OPENED = {
     "HEIC": (".heic .heif .hif", "pip install pillow-heif and try again, or save it as JPEG or PNG"),
     "JPEG XL": (".jxl", "pip install pillow-jxl-plugin and try again, or save it as JPEG or PNG"),
@@ -45,7 +45,7 @@ NOT_OPENED = {
 }
 PLUGINS = {"HEIC": ("pillow_heif", "HEIF"), "JPEG XL": ("pillow_jxl", "JXL")}
 
-# %% ../../nbs/base/pictures.ipynb #3bb391df
+# %% ../../nbs/base/pictures.ipynb #a4ee27e7
 RAW = NOT_OPENED["camera raw"][0].split()
 
 def foreign_kind(head, ending):
@@ -65,7 +65,7 @@ def plugin(kind):
     if kind == "HEIC": module.register_heif_opener()
     return opened
 
-# %% ../../nbs/base/pictures.ipynb #f446d79f
+# %% ../../nbs/base/pictures.ipynb #ad421135
 def start_image(
     f,  # binary file that can seek
     name="",  # of the file: Targa has no first bytes, and raw files are known by their ending
@@ -81,14 +81,14 @@ def start_image(
     for k in [extra] if kind else [*OPENED, *["TGA"]*(ending == ".tga")]:
         if k not in Image.OPEN: Image.init()
         make, accept = Image.OPEN.get(k, (None, None))
-        if make is None or (ok := accept is None or accept(head[:16])) is False: continue
-        if isinstance(ok, str): why = f"{k}, which this Pillow can't open; pip install -U pillow"
-        elif ok:
-            with suppress(SyntaxError, IndexError, TypeError, struct.error): return make(f, "")
-            f.seek(0)
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):
+            ok = make is not None and (accept is None or accept(head[:16]))
+            if isinstance(ok, str): why = f"{k}, which this Pillow can't open; pip install -U pillow"
+            elif ok: return make(f, "")
+        f.seek(0)
     raise InputError(why)
 
-# %% ../../nbs/base/pictures.ipynb #05ce367c
+# %% ../../nbs/base/pictures.ipynb #16ea8db7
 @contextmanager
 def opened(src):
     "A binary file that can seek, of a path, of bytes, or of an open file; what is no file on a disk is read to its end."
@@ -98,7 +98,7 @@ def opened(src):
         with open(path, "rb") as f: yield f if path.is_file() else io.BytesIO(f.read())
     else: yield src if getattr(src, "seekable", bool)() else io.BytesIO(src.read())
 
-# %% ../../nbs/base/pictures.ipynb #e440cace
+# %% ../../nbs/base/pictures.ipynb #1bb0c988
 def orientation(im) -> int:
     "The EXIF orientation of a PIL image, 1 to 8; 1 when there is none or it is damaged."
     try: o = im.getexif().get(0x0112, 1)
@@ -118,7 +118,7 @@ def upright(im, o=None) -> Image.Image:
     out.info = {k: v for k, v in im.info.items() if k not in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")}
     return out
 
-# %% ../../nbs/base/pictures.ipynb #bb76c6c2
+# %% ../../nbs/base/pictures.ipynb #820378ae
 TURNS = {2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
          6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a)}
 
@@ -126,7 +126,7 @@ def turning(im):
     "The function that makes an array of the PIL image upright, as a viewer shows it: a view of the same memory."
     return TURNS.get(orientation(im), lambda a: a)
 
-# %% ../../nbs/base/pictures.ipynb #82002b1e
+# %% ../../nbs/base/pictures.ipynb #e6b55124
 def deep_colours(im, f):
     "Has the picture more than 8 bits per colour, which Pillow would cut? `f` is its open file."
     if im.mode not in ("RGB", "RGBA", "LA", "CMYK"): return False
@@ -148,7 +148,7 @@ def refuse_parts(im, f):
     if im.format == "TIFF" and 50706 in im.tag_v2: raise InputError(f"a file of the kind camera raw, which is not opened here; {NOT_OPENED['camera raw'][1]}")
     if deep_colours(im, f): raise InputError("16 bits per colour, of which 8 would be lost; convert it to 8 bits, or pass a uint16 array to `inpaint` in Python")
 
-# %% ../../nbs/base/pictures.ipynb #4b744b78
+# %% ../../nbs/base/pictures.ipynb #3fdd6e97
 def tiff_notes(im):
     "The descriptive tags of a TIFF, which keeps them among those of its structure, as EXIF bytes."
     tags, notes = im.getexif(), Image.Exif()
@@ -167,7 +167,7 @@ def plain_info(im):
     if exif: im.info["exif"] = exif if exif.startswith(b"Exif\0\0") else b"Exif\0\0" + exif
     if xmp: im.info["xmp"] = xmp.encode() if isinstance(xmp, str) else xmp
 
-# %% ../../nbs/base/pictures.ipynb #85eaee8d
+# %% ../../nbs/base/pictures.ipynb #054de5a9
 def reason(e):
     "The first line of an exception without its paths, or its name."
     if isinstance(e, OSError) and e.strerror: return e.strerror
@@ -176,9 +176,10 @@ def reason(e):
 def open_image(
     src,  # path, bytes of a file, or a binary file; read once, so a pipe will do
     what: str = "photo",  # or mask, for messages
+    name=None,  # for messages; None: the path
 ) -> Image.Image:
     "A loaded PIL image as it is stored. Raises `InputError` for what can't be read whole: damaged, animated, 16-bit colour, too large."
-    name = str(Path(src).expanduser()) if isinstance(src, (str, os.PathLike)) else getattr(src, "name", f"the {what}")
+    name = name or (str(Path(src).expanduser()) if isinstance(src, (str, os.PathLike)) else getattr(src, "name", f"the {what}"))
     try:
         with warnings.catch_warnings(), opened(src) as f:
             warnings.simplefilter("ignore")
@@ -189,6 +190,7 @@ def open_image(
         return im
     except MemoryError: raise
     except FileNotFoundError: raise InputError(f"there is no {what} {name}; check the path") from None
+    except IsADirectoryError: raise InputError(f"{name} can't be read as a {what}: it is a folder and no picture; give the name of a file") from None
     except Exception as e:
         if ";" in str(e) and isinstance(e, InputError): raise InputError(f"{name}: {e}") from None
         raise InputError(f"{name} can't be read as a {what} ({reason(e)}); open it elsewhere and save it anew as PNG") from e
@@ -206,7 +208,7 @@ def to_rgb(
         img = Image.alpha_composite(Image.new("RGBA", img.size, (255, 255, 255, 255)), img)
     return img.convert("RGB")
 
-# %% ../../nbs/base/pictures.ipynb #70dd0c69
+# %% ../../nbs/base/pictures.ipynb #8d1bdc1f
 def crop(img, size):
     "The central square of a PIL image, Lanczos-resized to `size` px."
     w, h = img.size
@@ -225,7 +227,7 @@ def refuse_size(img, wanted=None):
     if wanted and img.format in ("JPEG", "MPO") and not progressive: img.draft(None, (2*wanted, 2*wanted))
     if img.size[0]*img.size[1] > MOST_PIXELS: raise InputError(f"{w}x{h} px would fill the memory")
 
-# %% ../../nbs/base/pictures.ipynb #da62ec03
+# %% ../../nbs/base/pictures.ipynb #ac5e5b65
 def decode(f, size=None):
     "(PIL RGB image, its original (width, height)) from a binary file; upright, square if `size` is given."
     img = start_image(f, getattr(f, "name", ""))
@@ -243,7 +245,7 @@ def naming(name):
         reason = " ".join(str(e).split()) or type(e).__name__
         raise InputError(f"cannot use {name}: {reason}; repair or remove it (pconv data prepare sets such files aside)") from e
 
-# %% ../../nbs/base/pictures.ipynb #69d8cdda
+# %% ../../nbs/base/pictures.ipynb #05dd5de7
 def read_face(
     file,  # path, or binary file opened for reading
     size=None,  # px of the square to crop and resize to; None: the whole picture, upright
@@ -251,7 +253,7 @@ def read_face(
     "PIL RGB image of a picture file of any of the `OPENED`. Raises `InputError` when the file can't be used."
     with naming(getattr(file, "name", file)), opened(file) as f: return decode(f, size)[0]
 
-# %% ../../nbs/base/pictures.ipynb #92232a84
+# %% ../../nbs/base/pictures.ipynb #4c2cc811
 class Listing(NamedTuple):
     "All files of a folder or a zip, by their names relative to it."
     pictures: list  # to be opened, sorted
@@ -267,7 +269,7 @@ def kind_of_name(name):
     if kind is None or plugin(kind): return None if kind else ""
     return f"a file of the kind {kind}, which is not opened here; {NOT_OPENED[kind][1]}"
 
-# %% ../../nbs/base/pictures.ipynb #915a2ad3
+# %% ../../nbs/base/pictures.ipynb #e542e1b4
 def files_in(src, without):
     "Names of all files of a folder or a zip, relative to it. Raises `InputError` when it can't be read."
     if not src.exists(): raise InputError(f"{src} does not exist; check the path, it takes a folder or a zip of pictures")
@@ -279,7 +281,7 @@ def files_in(src, without):
         return sorted(p.relative_to(src).as_posix() for p in src.rglob("*") if p.is_file() and not (skip and skip.intersection(p.resolve().parents)))
     except (OSError, zipfile.BadZipFile) as e: raise InputError(f"cannot read {src}: {e}; give a folder or a zip of pictures") from e
 
-# %% ../../nbs/base/pictures.ipynb #eef05745
+# %% ../../nbs/base/pictures.ipynb #47df6513
 def list_pictures(
     src,  # folder (searched to the bottom) or zip
     *without,  # folders in it that are left out
@@ -297,7 +299,7 @@ def list_faces(src) -> list:
     "The pictures of `list_pictures`, to train on."
     return list_pictures(src).pictures
 
-# %% ../../nbs/base/pictures.ipynb #2df8c062
+# %% ../../nbs/base/pictures.ipynb #b2bb780a
 def safe_name(name):
     "The parts of a path from anywhere: no '..', no drive, no character that a file system could misread, at most 200 bytes."
     parts = [p for p in re.split(r"[\\/]", name) if p.strip(". ")]
@@ -342,7 +344,7 @@ POLARITIES = ("white", "black", "alpha", "opaque")
 class MaskWarning(UserWarning):
     "A mask was read, but looks as if it was meant in another way."
 
-# %% ../../nbs/base/pictures.ipynb #cb27f3ff
+# %% ../../nbs/base/pictures.ipynb #50f59591
 def plain_array(a, what):
     "The array without numpy's own mask. Raises `InputError` if that hides something."
     if isinstance(a, np.ma.MaskedArray):
@@ -356,7 +358,7 @@ def refuse_black(most, top, name):
     labels = f"; if these are labels, make a mask of one: {top}*(labels == {most})" if 1 < most < 256 else ""
     raise InputError(f"{name} goes from 0 to {most} where {top:,} is white, so all of it is black; multiply it by {top//most}{labels}")
 
-# %% ../../nbs/base/pictures.ipynb #8399635c
+# %% ../../nbs/base/pictures.ipynb #29a60bd3
 def _array_levels(a, name):
     "Float32 (H,W) in 0..1 of an array with one channel: bool, 0..1, or unsigned integers up to their white."
     if a.ndim == 3 and 1 in (a.shape[0], a.shape[2]): a = a.squeeze(0 if a.shape[0] == 1 else 2)
@@ -375,7 +377,7 @@ def top_of(dtype):
     "The value of white: 255, 65535 or 1."
     return np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
 
-# %% ../../nbs/base/pictures.ipynb #3e88abe8
+# %% ../../nbs/base/pictures.ipynb #716cabc4
 def opacity(im):
     "How opaque each pixel of a PIL image is, uint8 (H,W); None if it has no transparency."
     if "A" in im.getbands() or "a" in im.getbands(): return np.asarray(im.getchannel(im.getbands()[-1]))
@@ -398,7 +400,7 @@ def _image_levels(im, hole, name):
     refuse_black(int(grey.max()), top, name)
     return grey/np.float32(top)
 
-# %% ../../nbs/base/pictures.ipynb #31dd5c84
+# %% ../../nbs/base/pictures.ipynb #cfb3ef00
 def soft_mask(
     src,  # path, bytes, open file, PIL image, or array ((H,W): bool, 0..1 or uint8 0..255)
     hole: str,  # what marks the hole: 'white', 'black', 'alpha' (transparent) or 'opaque' (painted on a transparent layer)
@@ -410,7 +412,7 @@ def soft_mask(
     if isinstance(src, np.ndarray): src = plain_array(src, name)
     if isinstance(src, np.ndarray) and src.shape[2:] == (4,) and src.dtype == np.uint8: src = Image.fromarray(src)
     if isinstance(src, np.ndarray): level = _array_levels(src, name)
-    else: level = _image_levels(src if isinstance(src, Image.Image) else upright(open_image(src, "mask")), hole, name)
+    else: level = _image_levels(src if isinstance(src, Image.Image) else upright(open_image(src, "mask", name)), hole, name)
     return 1 - level if hole == "white" else level
 
 # %% ../../nbs/base/pictures.ipynb #9e0b4148
@@ -452,7 +454,7 @@ def read_mask(
     _doubt(name, 1 - m.mean(), _greyness(soft), hole)
     return m
 
-# %% ../../nbs/base/pictures.ipynb #969921ac
+# %% ../../nbs/base/pictures.ipynb #f5a0cd95
 def natural(name): return [int(o) if o.isdigit() else o for o in re.split(r"(\d+)", name)]
 
 def mask_files(src):
