@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from calling import pconv
 from pconv_course.base.core import InputError
 from pconv_course.networks import build_unet
-from pconv_course.cli import pconv_inpaint, run_jobs
+from pconv_course.cli import run_jobs
 from pconv_course.inpainting import inpaint, pair_files
 
 ALL = os.environ.get("PCONV_FUZZ") == "all"

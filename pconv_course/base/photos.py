@@ -274,7 +274,7 @@ def write_photo(
     notes = notes_of(im)
     for gone in ((), ("xmp",), ("exif",), ("text", "comment"), ("icc_profile",), ("dpi",), tuple(notes)):  # one that is damaged or too long costs itself only
         kept = {k: v for k, v in notes.items() if k in NOTES_OF[fmt] and k not in gone}
-        what = im if "exif" in kept else upright(im)
+        what = im if "exif" in kept and fmt != "TIFF" else upright(im)  # a TIFF keeps no turn
         info, what.info = what.info, {}
         try:
             if hasattr(file, "truncate"): file.seek(0), file.truncate()

@@ -326,7 +326,7 @@ def thicker(self: InpaintWidget): self.controls["brush"].value = min(self.contro
 def toggle(self: InpaintWidget): self.controls["erase"].value = not self.controls["erase"].value
 
 # %% ../../nbs/tools/widget.ipynb #504b3212
-APP = "from pconv_course.widget import app\napp()"
+APP = "from pconv_course.tools.widget import app\napp()"
 
 def app():
     "The widget for the photo and the network that the environment names: PCONV_PHOTO, PCONV_MODEL."
