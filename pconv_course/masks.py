@@ -276,18 +276,19 @@ def spread_by_ratio(
     at = ((torch.arange(n) + torch.rand(n, generator=g, dtype=torch.float64))*len(ratios)/n).long()
     return torch.from_numpy(np.argsort(ratios, kind="stable"))[at][torch.randperm(n, generator=g)]
 
+# %% ../nbs/02_masks.ipynb #ee09dc93
+def _room(bank):
+    "The room to move of each mask of `bank`. Halves have none: shifted they would be bands."
+    draw, room = KINDS.get(bank.info.get("kind"), [None]), shift_limits(bank)
+    room[[getattr(draw[i % len(draw)], "__wrapped__", draw[i % len(draw)]) is half_mask for i in range(len(bank))]] = 0
+    return room
+
 # %% ../nbs/02_masks.ipynb #e6d33ab2
 class MaskSampler:
     "Draws masks on any device; a part of `MaskBank`."
     ratios = cached_property(lambda self: np.array([hole_ratio(self.array(i)) for i in range(len(self))]))
 
-    @cached_property
-    def room(self):
-        "The room to move of each mask. Halves have none: shifted they would be bands."
-        draw, room = KINDS.get(self.info.get("kind"), [None]), shift_limits(self)
-        room[[getattr(draw[i % len(draw)], "__wrapped__", draw[i % len(draw)]) is half_mask for i in range(len(self))]] = 0
-        return torch.from_numpy(room)
-
+    room = cached_property(lambda self: torch.from_numpy(_room(self)))
     unmoved = cached_property(lambda self: torch.arange(math.prod(self.shape)).reshape(1, *self.shape))
 
     def sample(self,

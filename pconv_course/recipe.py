@@ -107,6 +107,14 @@ def uses_features(recipe):
     "Does a loss term with a weight compare features?"
     return any(recipe.weights[k] for k in FEATURE_TERMS)
 
+# %% ../nbs/16_recipe.ipynb #fd9d00ed
+def of_critic(r):
+    "What is wrong with the two networks' steps in the recipe `r`."
+    if len(r.betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in r.betas): yield f"betas={r.betas}: give two decays, 0 or more and below 1"
+    if r.critic is not None:
+        yield from (f'critic: {o}' for o in critic_complaints(r.critic))
+        if r.phases and not any(p.critic for p in r.phases): yield "there is a critic, and no phase has critic=True: give it to one, or leave the critic out"
+
 # %% ../nbs/16_recipe.ipynb #87926158
 def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
@@ -124,10 +132,7 @@ def complaints(r):
         if not is_whole(p.epochs, 1): yield f"phase {i} has epochs={p.epochs!r}: give a whole number of 1 or more"
     if is_whole(r.bs, 1) and is_whole(r.accumulate, 1) and r.bs % r.accumulate: yield f"accumulate={r.accumulate}: a batch of {r.bs} cannot be cut into so many equal pieces"
     if not r.phases: yield "no phases: give at least one"
-    if len(r.betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in r.betas): yield f"betas={r.betas}: give two decays, 0 or more and below 1"
-    if r.critic is not None:
-        yield from (f'critic: {o}' for o in critic_complaints(r.critic))
-        if r.phases and not any(p.critic for p in r.phases): yield "there is a critic, and no phase has critic=True: give it to one, or leave the critic out"
+    yield from of_critic(r)
     if r.network != 'partial' and r.formula != 'paper': yield f"formula={r.formula!r} is for partial convolutions, and network={r.network!r} has none: leave it 'paper'"
     if not 0 <= r.ema < 1: yield f"ema={r.ema!r}: give a decay such as 0.999, or 0 for none"
     if r.chunk is not None and r.chunk != 'auto' and not is_whole(r.chunk, 1): yield f"chunk={r.chunk!r}: give images at a time, 1 or more, or 'auto'"

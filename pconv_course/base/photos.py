@@ -116,7 +116,9 @@ def plain_modes(im):
     if im.mode not in MODES_KEPT: raise InputError(f"a picture of PIL mode {mode} can't be used; convert it to L, RGB or RGBA first")
     return im, info
 
-def pale(im): return Image.merge("LA", (im.convert("L"), Image.fromarray(opacity(im))))
+def pale(im):
+    "Grey with its opacity, a PIL image of mode LA."
+    return Image.merge("LA", (im.convert("L"), Image.fromarray(opacity(im))))
 
 # %% ../../nbs/base/photos.ipynb #ef03cddc
 def pil_photo(im: Image.Image) -> Photo:

@@ -303,8 +303,11 @@ WRITE_UP += [
     Claim("… and fine-tuning", "insights", "25_ablations",
           "a second phase as long as the paper's", (), unmeasured("our second phase has a few dozen steps")),
     Claim("A few dozen steps with the encoder's batch norm frozen help", "asked here", "25_ablations",
-          "error without freezing less with, three seeds", ("ablations",), changed("BN not frozen", ("hole_l1",)), 4),
-    Claim("Robust free-form image inpainting capabilities", "conclusion", "09_weights",
+          "error without freezing less with, three seeds", ("ablations",), changed("BN not frozen", ("hole_l1",)), 4)]
+
+# %% ../../nbs/lab/ledger.ipynb #d4b107b7
+WRITE_UP += [
+    Claim("Robust free-form image inpainting capabilities", "conclusion", "27_card",
           "the shipped network at 256 px: PSNR [dB] less Telea's, every bucket", ("faces_buckets",), in_every_bucket("psnr", "faces", "telea"), 2),
     Claim("… beside the best fill without a network, too", "asked here", "24_comparison",
           "irregular holes, 64 px: PSNR [dB] less that of the biharmonic fill, every bucket", ("comparison",), in_every_bucket("psnr", "partial", "biharmonic"), 2),
