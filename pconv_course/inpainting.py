@@ -209,4 +209,6 @@ def pair_files(photo, mask, out) -> list:
         jobs.append((photo/n, fits[0] if fits else None, out/target, f"{photo/n} is {why}" if why else no_mask(fits, mask)))
     return sorted(jobs)
 
-def no_mask(fits, mask): return None if len(fits) == 1 else f"{len(fits) or 'no'} masks of this name in {mask}; there must be one"
+def no_mask(fits, mask):
+    "Refuse a photo that is its own mask, or none. Raises `InputError`."
+    return None if len(fits) == 1 else f"{len(fits) or 'no'} masks of this name in {mask}; there must be one"
