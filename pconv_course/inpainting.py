@@ -210,5 +210,5 @@ def pair_files(photo, mask, out) -> list:
     return sorted(jobs)
 
 def no_mask(fits, mask):
-    "Refuse a photo that is its own mask, or none. Raises `InputError`."
+    "What is wrong unless exactly one mask fits; None if one does."
     return None if len(fits) == 1 else f"{len(fits) or 'no'} masks of this name in {mask}; there must be one"
