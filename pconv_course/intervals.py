@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'HOLDS', 'FAILS', 'OPEN', 'MISSING', 'paired', 'score_row', 'bucket_table', 'group_sums', 'bootstrap',
-           'group_kinds', 'standard_error', 'interval', 'holds', 'over_seeds', 'p_value', 'fdr']
+           'group_kinds', 'standard_error', 'interval', 'holds', 'side', 'over_seeds', 'p_value', 'fdr']
 
 # %% ../nbs/12_intervals.ipynb #ecef8047
 import math
@@ -127,6 +127,11 @@ def holds(interval, level=0.) -> str:
     "Is the quantity above `level`? By its [mean, low, high]: yes when all of the interval is, no when none of it is, else it can't be told."
     if interval is None or interval[1] is None: return OPEN
     return HOLDS if interval[1] > level else FAILS if interval[2] <= level else OPEN
+
+def side(interval) -> int:
+    "1 or -1: on which side of 0 all of [mean, low, high] lies; 0 when that can't be told, or when there is no difference at all."
+    if interval is None or interval[1] is None: return 0
+    return (interval[1] > 0) - (interval[2] < 0)
 
 # %% ../nbs/12_intervals.ipynb #e1299bf6
 def over_seeds(differences):

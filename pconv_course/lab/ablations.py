@@ -23,7 +23,7 @@ from torch import nn
 from ..artifacts import ABOUT, measure
 from ..base.core import InputError
 from ..base.show import compose
-from ..intervals import FAILS, fdr, HOLDS, holds, OPEN, over_seeds, p_value
+from ..intervals import fdr, OPEN, over_seeds, p_value, side
 from .trials import record_plan, run_plan, TrialPlan, two_phases, Variant, WEIGHTS_HERE
 from ..learner import inpaint_batch
 from ..losses import IMAGENET_MEAN, IMAGENET_STD
@@ -194,7 +194,7 @@ def differences(runs, key):
 # %% ../../nbs/lab/ablations.ipynb #9f4ac40a
 def verdict(d):
     "'more' or 'less' if the interval of the differences `d` (`intervals.over_seeds`) lies on one side of 0; else `intervals.OPEN`."
-    return {HOLDS: 'more', FAILS: 'less'}.get(holds(over_seeds(d)), OPEN)
+    return ('less', OPEN, 'more')[1 + side(over_seeds(d))]
 
 # %% ../../nbs/lab/ablations.ipynb #a064ea07
 def ablation_summary(runs, keys=MEASURED):

@@ -19,7 +19,7 @@ import numpy as np
 from ..artifacts import ABOUT, DENSITY_COLUMNS, DEPTH_COLUMNS, SPECK_COLUMNS, TEXTURE_COLUMNS
 from ..base.core import read_json
 from ..evaluation import row_of
-from ..intervals import HOLDS, holds, OPEN
+from ..intervals import OPEN, side
 
 # %% ../../nbs/lab/records.ipynb #440978f3
 def training_stages(record, network="partial") -> list:
@@ -133,9 +133,8 @@ def difference(record, method, key="l1_hole", part="all", border="any"):
     return v if v and v[1] is not None else None
 
 def record_verdict(v, larger_is_better=False) -> str:
-    "'better', 'worse' or `intervals.OPEN`: the rule of `intervals.holds` for a difference [mean, low, high]."
-    told = OPEN if v is not None and v[1] == v[2] == 0 else holds(v)
-    return told if told == OPEN else "better" if (told == HOLDS) == larger_is_better else "worse"
+    "'better', 'worse' or `intervals.OPEN`, by `intervals.side` of a difference [mean, low, high]."
+    return ("worse", OPEN, "better")[1 + side(v)*(1 if larger_is_better else -1)]
 
 # %% ../../nbs/lab/records.ipynb #9336550d
 def overview_rows(
