@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.optimizer import Optimizer, weight_decay
-from fastai.torch_core import num_distrib
+from fastai.torch_core import get_model, num_distrib, rank_distrib, to_detach
 from fastcore.basics import patch
 from torch.amp import autocast, GradScaler
 from torch.optim.adam import adam
@@ -21,7 +21,6 @@ from torch.optim.adam import adam
 # %% ../nbs/13_step.ipynb #dc646a74
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.torch_core import get_model, rank_distrib, to_detach
 
 # %% ../nbs/13_step.ipynb #4c33527c
 from .base.core import InputError

@@ -23,14 +23,12 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../nbs/17_training.ipynb #0e64f746
-from .base.core import InputError
+from .base.core import InputError, sha256_of
 from .critic import RunCritic
-from .recipe import uses_features
+from .recipe import recipe_learner, total_epochs, uses_features
 
 # %% ../nbs/17_training.ipynb #f70c9771
-from .base.core import sha256_of
 from .learner import PConvLearner
-from .recipe import recipe_learner, total_epochs
 from .step import parts_callbacks
 from .weights import load_model, weights_file
 

@@ -468,3 +468,17 @@ def test_there_is_one_writer_and_it_changes_nothing(tmp_path):
     before = dict(im.info)
     photos.save_photo(im, tmp_path/"o.png")
     assert im.info == before and photos.write_photo(im, io.BytesIO(), "PNG") == set() and inpainting.save_photo is photos.save_photo
+
+
+@pytest.mark.parametrize("xmp", [None, b"<x:xmpmeta/>"], ids=["no XMP", "XMP"])
+@pytest.mark.parametrize("exif", [False, True], ids=["no EXIF", "EXIF"])
+def test_a_tiff_keeps_its_turn_and_all_its_notes_together(exif, xmp):
+    "XMP used to take the place of EXIF, and the picture lay on its side."
+    im, tags = Image.fromarray(np.zeros((48, 64, 3), np.uint8)), Image.Exif()
+    tags[0x0112], tags[315] = 6, "Ada"
+    if exif: im.info["exif"] = tags.tobytes()
+    if xmp: im.info["xmp"] = xmp
+    assert not photos.write_photo(im, file := io.BytesIO(), "TIFF")
+    back = pictures.open_image(file)
+    assert pictures.upright(back).size == ((48, 64) if exif else (64, 48)) and back.info.get("xmp") == xmp
+    assert back.getexif().get(315) == ("Ada" if exif else None)

@@ -308,6 +308,6 @@ def test_check_mask():
 
 def test_import_is_light():
     code = ("import sys, time, torch; t = time.perf_counter(); import pconv_course.pconv; took = time.perf_counter() - t\n"
-            "print([n for n in ('fastai', 'fastcore', 'matplotlib', 'PIL', 'cv2', 'pandas', 'IPython', 'pconv_course.core') if n in sys.modules], took < 1)")
+            "print([n for n in ('fastai', 'fastcore', 'matplotlib', 'PIL', 'cv2', 'pandas', 'IPython', 'pconv_course.base.core') if n in sys.modules], took < 1)")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == '[] True'

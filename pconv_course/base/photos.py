@@ -255,7 +255,10 @@ def notes_of(im):
 def save_options(fmt, notes):
     "The notes as options of PIL's `save`."
     how = {k: v for k, v in notes.items() if k in ("exif", "icc_profile", "dpi") or k in ("xmp", "comment") and fmt in ("JPEG", "WEBP")}
-    if fmt == "TIFF" and "xmp" in notes: how["tiffinfo"] = {700: notes["xmp"]}
+    if fmt == "TIFF" and "xmp" in notes:  # one set of tags: PIL's `tiffinfo` would take the place of EXIF
+        how["exif"] = tags = Image.Exif()
+        tags.load(notes.get("exif"))
+        tags[700] = notes["xmp"]
     if fmt != "PNG": return how
     texts = PngInfo()
     if "xmp" in notes: texts.add_itxt("XML:com.adobe.xmp", notes["xmp"].decode())
@@ -276,7 +279,7 @@ def write_photo(
     notes = notes_of(im)
     for gone in ((), ("xmp",), ("exif",), ("text", "comment"), ("icc_profile",), ("dpi",), tuple(notes)):  # one that is damaged or too long costs itself only
         kept = {k: v for k, v in notes.items() if k in NOTES_OF[fmt] and k not in gone}
-        what = im if "exif" in kept and fmt != "TIFF" else upright(im)  # a TIFF keeps no turn
+        what = im if "exif" in kept else upright(im)
         info, what.info = what.info, {}
         try:
             if hasattr(file, "truncate"): file.seek(0), file.truncate()

@@ -42,6 +42,7 @@ from ..objective import in_chunks
 from pconv_course.tools.onnx import (core_graph, export_onnx, frame_text, join_graphs, ONNX_PRECISIONS, open_onnx, run_onnx, run_torch,
     shrink_weights)
 from ..weights import open_weights, weights_hash
+from ..metrics import decibel
 
 # %% ../../nbs/lab/clocks.ipynb #355ef09e
 class StepClock:
@@ -313,7 +314,7 @@ def speed_rows(rows) -> list:
 def decibel_of(a, b, where):
     "PSNR of uint8 images (N,H,W,3) over the pixels where `where` (N,H,W) is 1, dB; 99 if they are equal."
     off = (a.astype(np.float64) - b)[where > 0]
-    return round(float(min(99, 10*np.log10(255**2/max((off**2).mean(), 1e-9)))), 2)
+    return round(min(99., float(decibel(np.square(off/255).mean()))), 2)
 
 def measure_quality(
     graph,  # the ONNX model in fp32, as `join_graphs` gives it

@@ -34,10 +34,7 @@ from ..learner import inpaint_batch, term_names
 from ..recipe import public_recipe
 from .checkpoint import save_checkpoint, write_tensors
 from ..step import like, optimizer_state, restore_optimizer
-from ..training import Position, rng_state, RunCallback, total_epochs
-
-# %% ../../nbs/runs/run.ipynb #aa5a5fad
-from ..training import Training
+from ..training import Position, rng_state, RunCallback, total_epochs, Training
 
 # %% ../../nbs/runs/run.ipynb #c7909429
 class Run(Training):

@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 # %% ../../nbs/tools/onnx.ipynb #e086540b
-from .. import pconv
-from .. import fast
+from .. import fast, pconv
 from ..base.core import atomic_path, InputError, need, provenance
 from ..networks import build_unet
 from ..unet import pad_to_multiple
