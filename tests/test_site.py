@@ -57,11 +57,12 @@ def test_a_whole_folder(finish, tmp_path, monkeypatch):
     monkeypatch.setattr(finish.build, "build", built.append)
     docs, css = tmp_path/"docs", tmp_path/"docs"/"site_libs"/"bootstrap"/"b.css"
     css.parent.mkdir(parents=True)
-    css.write_text('@import"https://fonts.googleapis.com/css2?family=Lato:ital@0;1&display=swap";body{}'.replace("0;1", "0,1"))
+    css.write_text('@import"https://fonts.googleapis.com/css2?family=Lato:ital@0;1&display=swap";body{}'
+                   "@import url('https://fonts.googleapis.com/css2?family=A;b');\n@import url(https://a.org/c.css);@import 'own.css';")
     (docs/"index.html").write_text(HEAD + "<table></table>", encoding="utf-8")
     (docs/"other.html").write_text('<script src="https://a.org/x.js"></script>', encoding="utf-8")
     for _ in range(2): assert finish.complete(docs) == {"other.html": ["https://a.org/x.js"]}
-    assert built == [docs/"demo"]*2 and css.read_text() == "body{}" and (docs/"images"/"favicon.svg").is_file()
+    assert built == [docs/"demo"]*2 and css.read_text() == "body{}\n@import 'own.css';" and (docs/"images"/"favicon.svg").is_file()
     assert (docs/"index.html").read_text().count("scroll") == 1 and sorted(f.name for f in (docs/"katex"/"fonts").iterdir()) == ["a.woff2"]
 
 

@@ -174,7 +174,8 @@ async function facts() {
   const { wasm, webgpu } = assets.runtime, sum = r => r.script.bytes + r.wasm.bytes + assets.model.bytes;
   $("cost").textContent = `The first fill fetches the program and the network, ${mega(sum(wasm))}, once. After that the page works without a connection.`;
   $("licence").textContent = assets.licence;
-  if (webgpu && await navigator.gpu?.requestAdapter().catch(() => null))
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  if (webgpu && adapter && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter))       // no processor that plays a card
     $("card").hidden = false, $("gpu-cost").textContent = `(WebGPU; a program of ${mega(webgpu.wasm.bytes)} in place of ${mega(wasm.wasm.bytes)})`;
 }
 drawing.render({ model, el: $("stage") });

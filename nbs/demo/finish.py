@@ -15,7 +15,7 @@ REQUIRE = re.compile(r"""<script[^>]*src="https://[^"]*/(?:require(?:\.min)?\.js
                        |<script[^>]*>\s*define\('jquery',\s*\[\],\s*function\(\)\s*\{\s*return\s+window\.jQuery;\s*\}\)\s*</script>\s*""", re.X)
 FOREIGN = re.compile(r"""<(?:script|iframe)\b[^>]*\bsrc="((?:https?:)?//[^"]+)"|<link\b(?=[^>]*\brel="(?:stylesheet|preload|modulepreload)")[^>]*\bhref="((?:https?:)?//[^"]+)"
                        |\.src\s*=\s*"((?:https?:)?//[^"]+)" """, re.X)
-IMPORT = re.compile(r"""@import\s+(?:url\()?["']?https?://[^;]+;""")
+IMPORT = re.compile(r"""@import\s*(?:url\(\s*)?(?:"https?://[^"]*"|'https?://[^']*'|https?://[^)\s]*)\s*\)?[^;{}]*;""")  # its address may hold a ;
 TABLE = re.compile(r"<table\b.*?</table>", re.S)
 
 

@@ -43,8 +43,9 @@ async function load({ assets, gpu }, report) {
   ort = await import(new URL(`${script.name}?v=${script.hash}`, location).href);
   ort.env.wasm.numThreads = 1, ort.env.wasm.wasmBinary = files[wasm.name].buffer, ort.env.logLevel = "error";
   sessions.wasm = await session("wasm", assets);
-  if (gpu) sessions.webgpu = await session("webgpu", assets);
+  if (gpu) sessions.webgpu = await soon(session("webgpu", assets)).catch(() => ({ run: () => Promise.reject() }));   // net() then says so
 }
+const soon = promise => Promise.race([promise, new Promise((_, no) => setTimeout(no, 60_000))]);   // a graphics card that hangs counts as none
 const session = (provider, assets) => ort.InferenceSession.create(files[assets.model.name], { executionProviders: [provider], logSeverityLevel: 3 });
 
 async function run(which, planes, mask) {                          // one window
@@ -54,9 +55,9 @@ async function run(which, planes, mask) {                          // one window
 
 async function net(planes, mask) {                                 // the graphics card's first answer has to be that of the processor
   if (sessions.webgpu && !sessions.webgpu.checked) {
-    const right = await run("wasm", planes, mask), got = await run("webgpu", planes, mask).catch(() => right.map(() => NaN));
+    const right = await run("wasm", planes, mask), got = await soon(run("webgpu", planes, mask)).catch(() => right.map(() => NaN));
     if (right.every((v, i) => Math.abs(v - got[i]) < 1/255)) sessions.webgpu.checked = true;
-    else delete sessions.webgpu, postMessage({ note: "The graphics card computes something else; the processor does it." });
+    else delete sessions.webgpu, postMessage({ note: "The graphics card fails or computes something else; the processor did it." });
     return right;
   }
   return run(sessions.webgpu ? "webgpu" : "wasm", planes, mask);

@@ -358,6 +358,15 @@ def test_stop(visit):
     demo.fill()
 
 
+def test_a_graphics_card_that_fails_is_no_harm(visit):
+    "The program for WebGPU in a browser without it: the processor does the work and the page says so."
+    demo = visit()
+    assert demo.page.locator("#card").is_hidden(), "not offered where there is none"
+    demo.evaluate("document.getElementById('gpu').checked = true")
+    demo.fill()
+    assert "processor did it" in demo.status() and "by the graphics card" not in demo.status()
+
+
 # -- photos of all kinds
 def jpeg(a, **kw):
     buffer = io.BytesIO()
