@@ -60,8 +60,9 @@ def test_a_whole_folder(finish, tmp_path, monkeypatch):
     css.write_text('@import"https://fonts.googleapis.com/css2?family=Lato:ital@0;1&display=swap";body{}'
                    "@import url('https://fonts.googleapis.com/css2?family=A;b');\n@import url(https://a.org/c.css);@import 'own.css';")
     (docs/"index.html").write_text(HEAD + "<table></table>", encoding="utf-8")
-    (docs/"other.html").write_text('<script src="https://a.org/x.js"></script>', encoding="utf-8")
-    for _ in range(2): assert finish.complete(docs) == {"other.html": ["https://a.org/x.js"]}
+    (docs/"runs").mkdir()
+    for page in ("other.html", "runs/train.html"): (docs/page).write_text('<script src="https://a.org/x.js"></script>', encoding="utf-8")
+    for _ in range(2): assert finish.complete(docs) == dict.fromkeys(("other.html", "runs/train.html"), ["https://a.org/x.js"])
     assert built == [docs/"demo"]*2 and css.read_text() == "body{}\n@import 'own.css';" and (docs/"images"/"favicon.svg").is_file()
     assert (docs/"index.html").read_text().count("scroll") == 1 and sorted(f.name for f in (docs/"katex"/"fonts").iterdir()) == ["a.woff2"]
 

@@ -45,10 +45,10 @@ def complete(docs):
     build.build(docs/"demo")
     shutil.copytree(build.HERE.parent/"images", docs/"images", dirs_exist_ok=True)
     left = {}
-    for page in docs.glob("*.html"):
+    for page in docs.rglob("*.html"):
         old = page.read_text(encoding="utf-8")
         if (new := old if 'class="scroll"' in old else own(old)) != old: page.write_text(new, encoding="utf-8")
-        if found := foreign(new): left[page.name] = found
+        if found := foreign(new): left[page.relative_to(docs).as_posix()] = found
     for sheet in docs.glob("site_libs/**/*.css"):
         old = sheet.read_text(encoding="utf-8")
         if (new := IMPORT.sub("", old)) != old: sheet.write_text(new, encoding="utf-8")
