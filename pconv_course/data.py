@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from .base.core import InputError, read_json, sha256_of
 from .base.faces import check_size, draw_face
 from .base.pictures import decode, face_ids, list_faces, naming
-from .base.pixels import cache_path, FaceWarning, pixel_cache, PixelCache
+from .base.pixels import cache_path, pixel_cache
 from .base.show import to_array
 
 # %% ../nbs/03_data.ipynb #f5cbf037

@@ -26,6 +26,7 @@ from pconv_course import data
 from pconv_course.lab import clocks
 from pconv_course.base.core import InputError, read_json, sha256_of
 from pconv_course.base.faces import draw_face
+from pconv_course.base.pixels import FaceWarning
 from pconv_course.base.pictures import face_ids, list_faces, read_face
 from pconv_course.base.traits import face_traits
 from pconv_course.data import FaceDL, FaceFiles, DrawnFaces, face_dls, split_ids
@@ -723,7 +724,7 @@ def test_without_room_it_decodes(ready, monkeypatch, how):
             return real(self, *a, **k)
         monkeypatch.setattr(Path, "mkdir", mkdir)
     if how == "file": (ready / "cache").write_text("x")
-    with pytest.warns(data.FaceWarning) as w: dls = loaders(ready, None)
+    with pytest.warns(FaceWarning) as w: dls = loaders(ready, None)
     text = str(w[0].message)
     assert len(w) == 1 and "\n" not in text and "Errno" not in text and {"full": "0.0 GB free", "fills": "No space", "read-only": "Read-only", "file": "cache"}[how] in text
     assert dls.train_ds.cache is None and not [p for p in ready.rglob("*.npy")]

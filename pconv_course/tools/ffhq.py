@@ -28,7 +28,8 @@ from PIL import Image
 from ..base.core import (atomic_path, check_space, InputError, MissingPackage, need, read_json, sha256_of, write_json)
 from ..base.faces import check_size
 from ..base.pictures import read_mask, valid_mask
-from ..data import FaceFiles, FaceWarning, held_fraction, in_ranges, pixel_cache
+from ..base.pixels import FaceWarning, pixel_cache
+from ..data import FaceFiles, held_fraction, in_ranges
 from ..masks import bucket_of, BUCKETS, hole_ratio, MaskBank, touches_border
 from .prepare import prepare
 
