@@ -360,17 +360,6 @@ def load_masks(
     _doubt(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
     return bank
 
-# %% ../nbs/02_masks.ipynb #822c0014
-def half_mask(
-    rng,  # a numpy Generator
-    size=64,  # side, px
-):
-    "One half of the picture is the hole, left or right, up to an uneven line down the middle: mask (size,size) uint8, 1 = known."
-    walk = rng.integers(-1, 2, size).cumsum()
-    line = size//2 + np.clip(walk - int(round(walk.mean())), -(size//16), size//16)
-    known = np.arange(size) < line[:, None]
-    return (known if rng.integers(2) else ~known).astype(np.uint8)
-
 # %% ../nbs/02_masks.ipynb #9d5890c5
 def half_bank(n, size, seed=0):
     "A `MaskBank` of `n` half masks; the same seed, the same bits."

@@ -22,6 +22,7 @@ from calling import MODULE, pconv
 from pconv_course.base import core
 from pconv_course import data
 from pconv_course.tools import ffhq
+from pconv_course.base.pixels import FaceWarning
 from pconv_course.base.core import InputError, read_json
 from pconv_course.data import FaceFiles, face_dls
 from pconv_course.masks import MaskBank, hole_ratio, stroke_mask
@@ -527,7 +528,7 @@ def test_the_split_is_the_documented_one():
 def test_a_copy_with_other_numbers_is_noticed(hf, tmp_path):
     files = list(pictures(".png").items())
     hf.content = zipped({f"{NUMBERS[(k + 1) % len(files)]:05d}.png": files[k][1] for k in range(len(files))})
-    with pytest.warns(data.FaceWarning, match="does not look like the official one"): ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None)
+    with pytest.warns(FaceWarning, match="does not look like the official one"): ffhq.ffhq("hf", tmp_path / "out", 128, say=lambda s: None)
     code, err, _ = fetch_ffhq("hf", tmp_path / "out")
     assert code == 0 and len(err) == 1 and err[0].startswith("pconv data: note: face 0")
 
