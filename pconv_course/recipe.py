@@ -85,7 +85,7 @@ class Recipe(Task):
     ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
     start: str|None = None  # model.safetensors of a network of the same shape, to begin from; None: He initialisation
     betas: tuple = (0.9, 0.999)  # Adam's decay of the mean gradient and of its square
-    critic: CriticSpec|None = None  # a critic that judges the fills while they are learnt (chapter 29), or its entries as a dict; None: none
+    critic: CriticSpec|None = None  # a critic that judges the fills while they are learnt (chapter 15), or its entries as a dict; None: none
     seed: int = 0  # of weights, order, flips and masks
     def __post_init__(self): normalise(self)
 

@@ -170,7 +170,7 @@ def test_every_variant_trains_and_is_recorded(tmp_path, monkeypatch):
     same = [k for k, v in ends.items() if v == ends['paper'] and k != 'paper']
     assert same == []
     back = read_json(tmp_path/'a.json')
-    assert ablation_summary(back['plans']['drawn']['runs']) == ablation_summary(rows) and 'chapter 13' in back['what']
+    assert ablation_summary(back['plans']['drawn']['runs']) == ablation_summary(rows) and 'chapter 25' in back['what']
     assert run_ablations(out=tmp_path/'runs', scale='tiny', only=['paper'], report=pytest.fail)[0]['scores'] == rows[0]['scores']
 
 

@@ -99,7 +99,7 @@ def _version(name):
 
 def _commit():
     "The commit of the checkout that tracks this module, with a '+' when files differ from it; None outside a checkout."
-    here = Path(__file__) if "__file__" in globals() else Path("00_core.ipynb").resolve()
+    here = Path(__file__) if "__file__" in globals() else Path("core.ipynb").resolve()
     git = lambda *a: subprocess.run(["git", "-C", str(here.parent), *a], capture_output=True, text=True, timeout=10).stdout.strip()
     try:
         if not git("ls-files", here.name): return None

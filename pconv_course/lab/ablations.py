@@ -118,7 +118,7 @@ DEVIATIONS = {f.__name__: f for f in (comp_raw, tv_everywhere, bn_untrained, bn_
 MEASURED = ('hole_l1', 'psnr', 'ssim', 'seam', 'colour', 'tint', 'specks', 'blobs')
 
 def artifacts(net, held, bs=64):
-    "Means over held-out pairs of the measures of chapter 09, of what they are for the truth, and of the error of known pixels."
+    "Means over held-out pairs of the measures of chapter 11, of what they are for the truth, and of the error of known pixels."
     rows = []
     for gt, m in zip(held.gt.split(bs), held.m.split(bs)):
         out, _ = inpaint_batch(net, gt, m)
@@ -175,7 +175,7 @@ def run_ablations(
     "Run what of the ablations has not been run yet, and record them as plan 'drawn' or 'real'. Raises `InputError`."
     plan = ablation_plan(scale, features, data)
     rows = run_plan(plan, data, out, only=only, report=report, twists=DEVIATIONS, scores=artifacts)
-    if record: record_plan(record, plan, rows, data, "deviations from the paper, one at a time; see chapter 13")
+    if record: record_plan(record, plan, rows, data, "deviations from the paper, one at a time; see chapter 25")
     return rows
 
 # %% ../../nbs/lab/ablations.ipynb #3f90e5e2

@@ -269,7 +269,7 @@ def run_steps(
 
 # %% ../../nbs/lab/experiments.ipynb #00fa1906
 def run_ablations_of(job):
-    "The step of chapter 13."
+    "The step of chapter 25."
     run_ablations(job.data, job.out/"ablations", job.record/"ablations.json", job.scale.name, job.features)
 
 # %% ../../nbs/lab/experiments.ipynb #c9f6d582
@@ -307,7 +307,7 @@ def find_cases(folder) -> list:
     return cases
 
 def judge_others(x, gt, m):
-    "PSNR (dB), SSIM and mean |error| in the hole (0..1) of a uint8 picture `x` whose known pixels are taken from `gt`: `score` of chapter 09."
+    "PSNR (dB), SSIM and mean |error| in the hole (0..1) of a uint8 picture `x` whose known pixels are taken from `gt`: `score` of chapter 10."
     t = lambda a: torch.from_numpy(np.ascontiguousarray(a)).permute(2, 0, 1)[None].float()/255
     s = score(t(gt), t(x), torch.from_numpy(m)[None, None].float())
     return dict(psnr=s["psnr"], ssim=s["ssim"], hole_l1=s["l1_hole"])

@@ -357,7 +357,7 @@ def record_plan(
     plan,  # a `TrialPlan`
     rows,  # what `run_plan` returned
     data='drawn',  # where the faces came from; only the name is kept
-    what='held-out scores over work (GFLOP); see chapter 20',  # said at the top of a new record
+    what='held-out scores over work (GFLOP); see lab/trials',  # said at the top of a new record
 ):
     "Write a plan and its trials into a record of several plans. Raises `InputError`."
     record = read_json(path) if Path(path).exists() else dict(what=what, plans={})
