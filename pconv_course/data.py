@@ -130,9 +130,12 @@ def weight(self: FaceFiles, name) -> int:
 
 @patch
 def stream(self: FaceFiles, name):
-    "A binary file with the content of `name`."
+    "A binary file with the content and the `name`."
     if self.weight(name) > 300e6: raise InputError("the file is larger than 300 MB")
-    return (self.src/name).open("rb") if self.src.is_dir() else io.BytesIO(self.unzipped().read(name))
+    if self.src.is_dir(): return (self.src/name).open("rb")
+    f = io.BytesIO(self.unzipped().read(name))
+    f.name = name
+    return f
 
 # %% ../nbs/03_data.ipynb #37f35af7
 def hash01(text, seed=0):

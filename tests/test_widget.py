@@ -140,7 +140,7 @@ def test_errors_are_shown_and_nothing_is_lost(w):
     w.do("draw", hole_png(scratch(w)))
     state = w.history.now
     for deed, args, word in [("draw", [hole_png(np.ones((5, 5), bool))], "draw again"), ("draw", [b"junk"], "not a picture"), ("draw", [], "draw"),
-                             ("load", [b"junk"], "not a picture"), ("load", ["/no/such.png"], "No such file"), ("close", [], "nothing that this widget does"),
+                             ("load", [b"junk"], "not a picture"), ("load", ["/no/such.png"], "no photo"), ("close", [], "nothing that this widget does"),
                              ("__init__", [], "nothing that"), (None, [], "nothing that"), (["x"], [], "nothing that")]:
         w.do(deed, *args)
         assert alert(w) and word in alert(w)[1] and "\n" not in alert(w)[1], (deed, w.controls["status"].value)

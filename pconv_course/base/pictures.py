@@ -448,7 +448,7 @@ def read_mask(
     threshold: float = 0.5,  # a pixel is known from this value on, 0..1
 ) -> np.ndarray:
     "Mask uint8 (H,W), 1 = known. Warns (`MaskWarning`) if it is mostly hole or grey. Raises `InputError`."
-    name = str(src) if isinstance(src, (str, Path)) else "the mask"
+    name = str(src) if isinstance(src, (str, Path)) else str(getattr(src, "name", "the mask"))
     soft = soft_mask(src, hole, name)
     m = _binary(soft, size, threshold, name)
     _doubt(name, 1 - m.mean(), _greyness(soft), hole)
