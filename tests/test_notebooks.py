@@ -1,13 +1,18 @@
 """Every notebook runs from top to bottom in a process of its own, as one test each."""
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 NBS = sorted(p for p in (TOP / "nbs").rglob("*.ipynb") if not p.name.startswith((".", "_")))
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["fastai.vision.all", "matplotlib.pyplot", "nbdev.test", "pandas", "torchmetrics", "torchvision"])
 
 pytestmark = pytest.mark.dev
 
@@ -17,11 +22,27 @@ def test_there_are_notebooks():
     assert "index.ipynb" in [p.name for p in NBS] and len(NBS) > 9, f"only {len(NBS)} notebooks found under nbs/"
 
 
+def run_cells(nb, text):
+    "In a process of its own: run the cells of the notebook `nb` as `nbdev_test` does; what it prints goes into the file `text`."
+    os.chdir(TOP)
+    with open(text, "w", encoding="utf-8") as f:
+        for fd in (1, 2): os.dup2(f.fileno(), fd)
+        from nbdev.config import get_config
+        from nbdev.test import test_nb
+        ok, _ = test_nb(nb, skip_flags=get_config().tst_flags.split(), basepath=TOP)
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0 if ok else 1)
+
+
 def run_alone(nb):
-    "Output of `nbdev_test` on one notebook. It also exits with 0 when it ran nothing, so its exit code is not enough."
-    cmd = [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(nb), "--n_workers", "0"]
-    out = subprocess.run(cmd, cwd=TOP, capture_output=True, text=True, timeout=300)
-    return out.returncode == 0 and out.stdout.strip().splitlines()[-1:] == ["Success."], out.stdout[-4000:] + out.stderr[-4000:]
+    "Did the notebook run, and what was printed. Its process is forked from one that has imported what others wrote, since an import costs seconds."
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as text:
+        process = FORKS.Process(target=run_cells, args=(nb, text.name))
+        process.start()
+        process.join(300)
+        late = process.is_alive()
+        if late: process.kill()
+        return process.exitcode == 0 and not late, text.read()[-8000:]
 
 
 @pytest.mark.parametrize("nb", NBS, ids=lambda p: p.relative_to(TOP / "nbs").with_suffix("").as_posix())

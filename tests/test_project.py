@@ -1,6 +1,7 @@
 """The project around the chapters: what nbdev generates is in step, notebooks are clean, modules stand alone."""
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,10 +16,18 @@ TOP = Path(__file__).resolve().parent.parent
 PKG = TOP / "pconv_course"
 NBS = sorted(p for p in (TOP / "nbs").rglob("*.ipynb") if not p.name.startswith((".", "_")))
 NOTES = [p for p in NBS if p.name not in ("index.ipynb", "00_start.ipynb")]  # what exports code or is an experiment
+ALL = os.environ.get("PCONV_ALL") == "1"                            # `make test-all`
 MODULES = sorted(".".join(p.relative_to(PKG).with_suffix("").parts) for p in PKG.rglob("*.py") if not p.stem.startswith("_"))
 
 
 def name(nb): return nb.relative_to(TOP / "nbs").as_posix()
+
+
+def settings():
+    "What settings.ini says."
+    ini = ConfigParser(delimiters=["="])
+    ini.read(TOP / "settings.ini", encoding="utf-8")
+    return ini["DEFAULT"]
 
 
 def cells(nb): return json.loads(nb.read_text(encoding="utf-8"))["cells"]
@@ -143,9 +152,7 @@ def test_one_module_per_notebook():
 
 def test_one_console_script():
     "settings.ini promises one command; its function is there, and `python -m pconv_course` calls the same one."
-    ini = ConfigParser(delimiters=["="])
-    ini.read(TOP / "settings.ini", encoding="utf-8")
-    assert ini["DEFAULT"]["console_scripts"].split() == ["pconv=pconv_course.cli:main"]
+    assert settings()["console_scripts"].split() == ["pconv=pconv_course.cli:main"]
     tree = ast.parse((PKG / "cli.py").read_text(encoding="utf-8"))
     assert "main" in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
     assert "from pconv_course.cli import main" in (PKG / "__main__.py").read_text(encoding="utf-8")
@@ -235,9 +242,71 @@ def test_site_configuration():
     for f in (TOP / ".github/workflows").glob("*.y*ml"): assert yaml.safe_load(f.read_text(encoding="utf-8"))["jobs"]
 
 
+def test_every_chapter_has_its_number_and_opens_in_colab():
+    "The title begins with the number; the button and the one line that installs there follow settings.ini."
+    git, branch = settings()["git_url"], settings()["branch"]
+    for nb in (p for p in NBS if re.match(r"\d\d_", p.name)):
+        title, button, install = map(source, cells(nb)[:3])
+        assert title.startswith(f"# {nb.name[:2]} ")
+        if nb.stem == "27_card": continue                          # a page to read
+        assert f"](https://colab.research.google.com/github/{git.removeprefix('https://github.com/')}/blob/{branch}/nbs/{nb.name})" in button
+        extra = "[app]" if nb.stem == "00_start" else ""           # the widget
+        assert install == f'#| hide\nif "google.colab" in str(get_ipython()): get_ipython().run_line_magic("pip", "install -q pconv_course{extra}@git+{git}")'
+
+
+# A process that has what the wheel requires and nothing of the development set, and runs the cells of a notebook.
+AS_IN_COLAB = """
+import json, re, sys
+from importlib.metadata import distribution, packages_distributions, PackageNotFoundError
+from packaging.requirements import Requirement
+needed = set()
+def need(name):
+    key = re.sub(r"[-_.]+", "-", name).lower()
+    try: requires = [] if key in needed else distribution(name).requires or []
+    except PackageNotFoundError: return
+    needed.add(key)
+    for r in map(Requirement, requires):
+        if r.marker is None or r.marker.evaluate(dict(extra="")): need(r.name)
+for r in sys.argv[2:]: need(Requirement(r).name)
+hidden = {m for m, of in packages_distributions().items() if not any(re.sub(r"[-_.]+", "-", d).lower() in needed for d in of)} - {"pconv_course", "sitecustomize", "IPython"}
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, *rest): return None if name.split(".")[0] in hidden else self.finder.find_spec(name, *rest)
+sys.meta_path[:] = map(Without, sys.meta_path)
+assert "nbdev" in hidden and "torch" not in hidden
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for c in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
+    if c["cell_type"] == "code": shell.run_cell("".join(c["source"])).raise_error()
+import pconv_course
+print("ran with", pconv_course.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory, copy):
+    "The project as pip installs it, in a folder."
+    to = tmp_path_factory.mktemp("wheel")
+    for f in ("MANIFEST.in", "LICENSE"): shutil.copy(TOP / f, copy)
+    out = run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", to, copy)
+    assert out.returncode == 0, out.stderr
+    return to
+
+
+@pytest.mark.dev
+@pytest.mark.parametrize("chapter", [p.stem for p in NBS if re.match(r"\d\d_", p.name) and (ALL or p.stem < "02")])
+def test_a_chapter_runs_as_in_colab(wheel, chapter, tmp_path):
+    "The wheel and what it requires are enough, and the package is the wheel's."
+    needs = settings()["requirements"].split() + (settings()["app_requirements"].split() if chapter == "00_start" else [])
+    out = run(sys.executable, "-c", AS_IN_COLAB, TOP / "nbs" / f"{chapter}.ipynb", *needs, cwd=tmp_path,
+              env=os.environ | dict(PYTHONPATH=str(wheel), MPLBACKEND="agg"))
+    assert out.returncode == 0 and f"ran with {wheel}" in out.stdout, out.stdout[-1000:] + out.stderr[-3000:]
+
+
 def test_readme_has_every_chapter():
     text = (TOP / "README.md").read_text(encoding="utf-8")
-    titles = {nb.name: source(cells(nb)[0]).splitlines()[0].removeprefix("# ") for nb in NBS if nb.name[0].isdigit()}
+    titles = {nb.name: source(cells(nb)[0]).splitlines()[0][5:] for nb in NBS if nb.name[0].isdigit()}
     assert not {n: t for n, t in titles.items() if t not in text or f"nbs/{n}" not in text}
 
 
