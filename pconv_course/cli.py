@@ -96,7 +96,7 @@ def _given(**options):
 
 # %% ../nbs/cli.ipynb #ebc1e5fb
 def train_cmd(
-    preset: str = "demo",  # recipe to start from: demo (minutes, CPU), real (CPU hours or GPU minutes), paper (the paper's), best, or a recipe's JSON file
+    preset: str = "demo",  # recipe to start from: demo (minutes, CPU), real (CPU hours or GPU minutes), paper (the paper's), best, restore (with a critic), tune (goes on from --start), or a recipe's JSON file
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
     out: str = None,  # run folder, new or empty; runs/PRESET when absent, of a file its recipe's name
     minutes: float = None,  # time budget in minutes; the preset's number of epochs when absent
@@ -109,7 +109,7 @@ def train_cmd(
     device: str = None,  # cpu, cuda, cuda:1 or mps; the best there is when absent
     precision: str = None,  # fp32, bf16 or fp16; the last two compute in half precision, fp16 with a scaled loss
     accumulate: int = None,  # pieces in which a batch of --bs pictures is computed when it is too large for the memory
-    start: str = None,  # run folder or model.safetensors whose network and weights to begin with; pretrained: those of the package
+    start: str = None,  # run folder or model.safetensors whose network and weights to begin with; faces or drawn: those of the package
     network: str = None,  # what its convolutions make of a hole: partial, plain or gated
     workers: int = None,  # processes that read pictures ahead; none when absent
     tensorboard: bool = False,  # write curves for TensorBoard into the run folder
@@ -135,12 +135,13 @@ def _begun(start=None, network=None, **changes):
     "Changes of a recipe: with `start`, also those that make its network the one whose weights it begins with. Raises `UsageError`, `InputError`."
     given = {k: v for k, v in dict(start=start, network=network).items() if v is not None} | changes
     if start is None: return given
-    from pconv_course.weights import load_model, load_pretrained, weights_dir
-    theirs = (load_pretrained() if start == "pretrained" else load_model(start))[1]["model"]
+    from pconv_course.weights import load_model, pretrained_names, weights_dir
+    start = "faces" if start == "pretrained" else start
+    theirs = load_model(start)[1]["model"]
     shape = {k: theirs.get(k, v) for k, v in dict(depth=None, width=None, formula="paper", network="partial").items()}
     if network not in (None, shape["network"]):
         raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
-    return given | shape | (dict(start=str(weights_dir()/"faces.safetensors")) if start == "pretrained" else {})
+    return given | shape | (dict(start=str(weights_dir()/f"{start}.safetensors")) if not os.path.exists(start) and start in pretrained_names() else {})
 
 # %% ../nbs/cli.ipynb #e1566c93
 def _check_device(name):

@@ -99,7 +99,7 @@ def network(
     device="cpu",
 ) -> Method:
     "A trained network. Raises `InputError`."
-    model, config = load_pretrained(device=device) if path == "pretrained" else load_model(path, device)
+    model, config = load_pretrained(device=device, say=None) if path == "pretrained" else load_model(path, device)
     if path == "pretrained": return model_method(model, name or path, device, dict(config=config))
     file = Path(path).expanduser().resolve()
     return model_method(model, name or (file.parent.name if file.stem == "model" else file.stem), device, dict(config=config))

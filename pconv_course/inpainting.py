@@ -45,7 +45,7 @@ def open_model(
     "The network and the side of what it gets. Raises `InputError` when there is no network to be had."
     to, config = device or ("cuda" if torch.cuda.is_available() else "cpu"), {}
     if isinstance(model, tuple): model, config = model
-    elif model is None: model, config = load_pretrained(device=to)
+    elif model is None: model, config = load_pretrained(device=to, say=None)
     elif isinstance(model, (str, Path)):
         path, file = Path(model).expanduser(), weights_file(model)
         model, config = _load(path, file.stat().st_mtime if file.is_file() else 0, to)

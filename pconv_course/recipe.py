@@ -189,7 +189,12 @@ PRESETS = dict(
     paper=Recipe(name='paper', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS,
                 phases=(Phase(2e-4, epochs=30, share=6), Phase(5e-5, epochs=5, share=1, freeze_bn=True))),
     best=Recipe(name='best', size=256, depth=7, width=64, bs=12, features='vgg16', weights=PAPER_WEIGHTS, features_reduce=2, warmup=500, ema=0.999,
-                phases=(Phase(1e-3, epochs=9, share=3, features=False), Phase(1e-3, epochs=3))))
+                phases=(Phase(1e-3, epochs=9, share=3, features=False), Phase(1e-3, epochs=3))),
+    restore=Recipe(name='restore', masks='restore', n_masks=4000, depth=6, bs=16, weights=dict(valid=1., hole=6.), warmup=100, ema=0.999,
+                   betas=(0.5, 0.99), critic=CriticSpec(width=32), phases=(Phase(2e-3, epochs=4, share=2, critic=False, schedule='cosine', lr_end=6e-4),
+                                                                           Phase(4e-4, epochs=16, share=8, schedule='cosine', lr_end=1.5e-4))),
+    tune=Recipe(name='tune', size=128, masks='restore', n_masks=4000, depth=6, bs=8, weights=dict(valid=1., hole=6.), warmup=30, ema=0.999,
+                betas=(0.5, 0.99), critic=CriticSpec(width=32), phases=(Phase(3e-4, epochs=10, schedule='cosine', lr_end=1e-4),)))
 
 # %% ../nbs/16_recipe.ipynb #ed68a81c
 FIRST = dict(impl='readable', channels_last=False)  # what runs did before there was a choice

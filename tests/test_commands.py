@@ -258,6 +258,18 @@ def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
     assert config["start"]["sha256"] == pretrained_info()["sha256"] and config["recipe"]["start"] == "faces.safetensors"
 
 
+def test_tune_the_weights_of_the_package_to_faces_of_ones_own(tmp_path, capsys):
+    "One command line: a folder of pictures, the network of the package, a critic; the run leaves a network of its shape that fills."
+    from PIL import Image
+    from pconv_course.base.faces import draw_face
+    from pconv_course.weights import load_model
+    (tmp_path/"mine").mkdir()
+    for i in range(12): Image.fromarray(draw_face((5, i), 48)).save(tmp_path/"mine"/f"{i}.png")
+    cli.main(["train", "--preset", "tune", "--start", "faces", "--data", str(tmp_path/"mine"), "--size", "32", "--bs", "2", "--minutes", ".03", "--device", "cpu", "--out", str(tmp_path/"run")])
+    config = load_model(tmp_path/"run")[1]
+    assert config["model"] == load_model("faces")[1]["model"] and config["recipe"]["critic"] and config["recipe"]["name"] == "tune" and config["position"]["step"] > 0
+
+
 def test_start_brings_its_network(tmp_path, capsys):
     "Also a gated one; another network asked for at the same time is refused, and so is a start that is none."
     from pconv_course.recipe import PRESETS, Phase, recipe_with
