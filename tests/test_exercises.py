@@ -100,6 +100,20 @@ WRONG = {
                        ("/2 + .5", "/2"),                                                   # changed back by half
                        ("2*x - 1", "x - .5")],                                              # the width of the range forgotten
     },
+    "10_metrics": {
+        "check_both": [("r*e**2", "(r*e)**2"),                                              # the share squared, too
+                       ("r*e**2", "e**2/r"),                                                # a small hole taken for the worse picture
+                       ("r*e**2", "r*e"),                                                   # decibels of the absolute error
+                       ("math.log10(e**2)", "math.log10(e**2/r)")],                         # the hole's divided by its share once more
+        "check_harmonic": [("mean_fill(img, m)", "img"),                                     # begun with what is under the hole
+                           ("compose(img, near/4, m)", "near/4"),                            # known pixels averaged
+                           ("range(500)", "range(1)"),                                       # one pass taken for the end
+                           (", mode='replicate'", "")],                                      # zeros beyond the edge
+        "check_bits": [("12*steps**2", "4*steps**2"),                                        # every error the largest
+                       ("12*steps**2", "48*steps**2"),                                       # half a step wide
+                       ("12*steps**2", "12*(steps + 1)**2"),                                 # values counted, not steps
+                       ("12*steps**2", "12*steps")],                                         # the error not squared
+    },
     "03_data": {
         "check_held_out": [('hash01(i.split("_")[0])', "hash01(i)"),                         # each photograph for itself
                            ('[i for i in ids if hash01(i.split("_")[0]) < fraction]', 'ids[:int(fraction*len(ids))]'),  # the first ones
