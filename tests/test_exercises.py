@@ -114,6 +114,18 @@ WRONG = {
                        ("12*steps**2", "12*(steps + 1)**2"),                                 # values counted, not steps
                        ("12*steps**2", "12*steps")],                                         # the error not squared
     },
+    "12_intervals": {
+        "check_rate": [("2*sum(", "sum("),                                                  # one direction only
+                       ("sum(math.comb(n, i) for i in range(k + 1))", "math.comb(n, k)"),   # exactly k, not up to k
+                       ("math.comb(n, i)", "1"),                                            # which seeds they are not counted
+                       ("math.comb(n, i) for i in range(k + 1))/2**n", "1 for i in range(k + 1))/(n + 1)")],  # every number of minuses as likely
+        "check_faces": [("(1.96*spread/mean)**2", "1.96*spread/mean"),                       # the error taken to fall with n, not its root
+                        ("1.96*", ""),                                                      # one standard error
+                        ("1.96*", "2*1.96*")],                                              # the whole interval as wide as the mean
+        "check_first": [("!= OPEN", "== HOLDS"),                                            # one direction only
+                        ("d[:n]", "d[n - 5:n]"),                                            # the last five for themselves
+                        ("range(5, len(d) + 1)", "[len(d)]")],                              # one look, at the end
+    },
     "03_data": {
         "check_held_out": [('hash01(i.split("_")[0])', "hash01(i)"),                         # each photograph for itself
                            ('[i for i in ids if hash01(i.split("_")[0]) < fraction]', 'ids[:int(fraction*len(ids))]'),  # the first ones
