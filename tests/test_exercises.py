@@ -126,6 +126,20 @@ WRONG = {
                         ("d[:n]", "d[n - 5:n]"),                                            # the last five for themselves
                         ("range(5, len(d) + 1)", "[len(d)]")],                              # one look, at the end
     },
+    "14_learner": {
+        "check_easier": [("not self.training or ", ""),                                       # validation changed, too
+                         ("= masked_batch(gt, m)", "= (gt*m, m), self.yb"),                   # the loss's mask forgotten
+                         ("= masked_batch(gt, m)", "= (self.xb[0], m), (gt, m)"),             # zeros left where it says known
+                         (" or 2*self.epoch >= self.n_epoch", "")],                           # in every epoch
+        "check_next": [("divmod(done, steps)", "(0, done)"),                                  # steps counted through
+                       ("divmod(done, steps)", "(done//steps, done)"),                        # the step not within its epoch
+                       ("seed, 0, epoch", "seed, 1, epoch"),                                  # validation's masks
+                       ("mask_generator(seed, 0, epoch, step, 0)", "torch.Generator().manual_seed(seed)")],  # the beginning over again
+        "check_worst": [("max(self.worst, *each)", "max(each)"),                              # the last batch alone
+                        ("range(len(gt))", "range(0, len(gt), len(gt))"),                     # the first of each batch
+                        ("hole_l1_error(out[i:i + 1], gt[i:i + 1], m[i:i + 1])", "hole_l1_error(out, gt, m)"),  # the worst batch
+                        ("hole_l1_error(out[i:i + 1], gt[i:i + 1], m[i:i + 1])", "(out[i] - gt[i]).abs().mean()")],  # over known pixels, too
+    },
     "03_data": {
         "check_held_out": [('hash01(i.split("_")[0])', "hash01(i)"),                         # each photograph for itself
                            ('[i for i in ids if hash01(i.split("_")[0]) < fraction]', 'ids[:int(fraction*len(ids))]'),  # the first ones
