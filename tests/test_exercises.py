@@ -114,6 +114,19 @@ WRONG = {
                        ("12*steps**2", "12*(steps + 1)**2"),                                 # values counted, not steps
                        ("12*steps**2", "12*steps")],                                         # the error not squared
     },
+    "11_artifacts": {
+        "check_fool": [("(1 - w)*rim", "(1 - w)*comp"),                                      # nothing changed
+                       ("w*comp + (1 - w)*rim", "(1 - w)*comp + w*rim"),                     # the middle repaired, not the rim
+                       ("- 1)/4", "- 1)/40"),                                                # so wide that the fault itself is mended
+                       ("np.where(hole[..., None], w*comp + (1 - w)*rim, comp)", "cv2.GaussianBlur(comp, (0, 0), 3)")],  # known pixels blurred, too
+        "check_largest": [("window**2//2", "(window//2)**2"),                                # half of the side, not of the pixels
+                          ("window**2//2", "(window - 2)**2"),                               # a rim of one pixel taken to be enough
+                          ("side if side % 2 else side - 1", "side")],                       # sides that no square with a middle has
+        "check_chequers": [("board -= board.mean()", ""),                                    # the darkness of the fill counted
+                           (".sum(0) % 2", "[1] % 2"),                                       # stripes taken for a board
+                           ("abs(", "("),                                                    # its phase decides the sign
+                           ("(comp - gt)", "comp")],                                         # the picture's own pattern counted
+    },
     "12_intervals": {
         "check_rate": [("2*sum(", "sum("),                                                  # one direction only
                        ("sum(math.comb(n, i) for i in range(k + 1))", "math.comb(n, k)"),   # exactly k, not up to k
