@@ -139,6 +139,19 @@ WRONG = {
                         ("d[:n]", "d[n - 5:n]"),                                            # the last five for themselves
                         ("range(5, len(d) + 1)", "[len(d)]")],                              # one look, at the end
     },
+    "13_step": {
+        "check_by_hand": [("+ 1e-8", "+ 1e-5"),                                              # fastai's epsilon
+                          ("if g is None: continue", "g = g or 0."),                          # no gradient taken for 0
+                          ("(avg/(1 - .9**n))", "avg"),                                       # an average that begins with 0 taken as it is
+                          ("p -= lr*wd*p", "g += wd*p")],                                     # the decay as a part of the gradient
+        "check_still": [("stage.bn.eval()", "pass"),                                         # the statistics go on
+                        ("p.requires_grad_(False).grad = None", "pass"),                     # eval mode taken to be enough
+                        (".grad = None", ""),                                                # old gradients left behind
+                        ("self.model.dec", "self.model.enc")],                               # the paper's half
+        "check_part": [("pieces, world, -1, *batch.shape[1:])[:, rank]", "world, pieces, -1, *batch.shape[1:])[rank]"),  # shares first, pieces after
+                       ("batch.reshape(pieces, world, -1, *batch.shape[1:])[:, rank]", "batch[rank::world].reshape(pieces, -1, *batch.shape[1:])"),  # every other face
+                       ("[:, rank]", "[rank]")],                                             # a piece taken for a share
+    },
     "14_learner": {
         "check_easier": [("not self.training or ", ""),                                       # validation changed, too
                          ("= masked_batch(gt, m)", "= (gt*m, m), self.yb"),                   # the loss's mask forgotten
