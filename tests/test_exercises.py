@@ -166,6 +166,17 @@ WRONG = {
                         ("hole_l1_error(out[i:i + 1], gt[i:i + 1], m[i:i + 1])", "hole_l1_error(out, gt, m)"),  # the worst batch
                         ("hole_l1_error(out[i:i + 1], gt[i:i + 1], m[i:i + 1])", "(out[i] - gt[i]).abs().mean()")],  # over known pixels, too
     },
+    "15_critic": {
+        "check_slopes": [("-torch.sigmoid(-d), -torch.sigmoid(d)", "-torch.sigmoid(d), -torch.sigmoid(-d)"),  # swapped
+                         ("-torch.sigmoid(-d)", "torch.sigmoid(-d)"),                        # the inner derivative forgotten
+                         ("-torch.sigmoid(-d), -torch.sigmoid(d)", "F.softplus(-d), -F.softplus(d)")],  # the losses themselves
+        "check_rim": [("*hole_patches(1 - m, size)", ""),                                    # every patch of the hole
+                      ("*hole_patches(1 - m, size)", "*(1 - hole_patches(1 - m, size))"),    # the inside
+                      ("hole_patches(m, size)*", "")],                                       # every patch with a known pixel
+        "check_handed": [("(out - out.detach())", "out"),                                    # the value moved
+                         ("value.detach()", "value"),                                        # its own gradient as well
+                         (".sum()", ".mean()")],                                             # divided by the number of pixels
+    },
     "03_data": {
         "check_held_out": [('hash01(i.split("_")[0])', "hash01(i)"),                         # each photograph for itself
                            ('[i for i in ids if hash01(i.split("_")[0]) < fraction]', 'ids[:int(fraction*len(ids))]'),  # the first ones
