@@ -177,6 +177,20 @@ WRONG = {
                          ("value.detach()", "value"),                                        # its own gradient as well
                          (".sum()", ".mean()")],                                             # divided by the number of pixels
     },
+    "16_recipe": {
+        "check_hours": [("total_epochs(recipe)", "recipe.phases[0].epochs"),                 # the first phase alone
+                        ("max(n//recipe.bs, recipe.min_steps)", "n//recipe.bs"),             # a small folder shown once
+                        ("max(n//recipe.bs, recipe.min_steps)", "max(n/recipe.bs, recipe.min_steps)"),  # a part of a batch counted
+                        ("*recipe.bs", "")],                                                 # batches taken for images
+        "check_cost": [("uses_features(recipe) and phase.features", "uses_features(recipe)"),  # the phase not looked at
+                       ("uses_features(recipe) and phase.features", "phase.features"),       # features that no term compares
+                       ("features_reduce**2", "features_reduce"),                            # the side, not the pixels
+                       ("5*vgg", "3*3*vgg")],                                                # three pictures there and back, weights and all
+        "check_rate": [("math.pi*t", "2*math.pi*t"),                                         # a whole cosine
+                       ("(1 + math.cos(math.pi*t))/2", "math.cos(math.pi*t/2)"),             # a quarter of one
+                       ("phase.lr_end + (phase.lr - phase.lr_end)*", "phase.lr*"),           # always down to 0
+                       ("phase.schedule == 'constant'", "phase.lr_end == 0")],               # what ends at 0 taken for constant
+    },
     "03_data": {
         "check_held_out": [('hash01(i.split("_")[0])', "hash01(i)"),                         # each photograph for itself
                            ('[i for i in ids if hash01(i.split("_")[0]) < fraction]', 'ids[:int(fraction*len(ids))]'),  # the first ones
