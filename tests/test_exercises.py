@@ -100,6 +100,18 @@ WRONG = {
                        ("/2 + .5", "/2"),                                                   # changed back by half
                        ("2*x - 1", "x - .5")],                                              # the width of the range forgotten
     },
+    "09_weights": {
+        "check_tensor": [("'little'", "'big'"),                                              # the highest byte first
+                         ("data[end + begin:end + stop]", "data[begin:stop]"),               # offsets from the file's beginning
+                         ("data[end + begin:end + stop]", "data[end - 8 + begin:end - 8 + stop]"),  # the length's own bytes forgotten
+                         ('[about["dtype"]]', '["F32"]')],                                   # every number in 32 bits
+        "check_gap": [("first - 10, -24", "first - 11, -24"),                                # 11 bits after the first
+                      ("max(first - 10, -24)", "(first - 10)"),                              # no smallest number
+                      ("2.**max(first - 10, -24)", "2.**-10")],                              # the same everywhere
+        "check_came_back": [("torch.equal(stored(k, v), there[k])", "torch.allclose(v.float(), there[k].float(), rtol=2**-11)"),  # near taken for the same
+                            (' and "running_" not in k', ""),                                # statistics rounded, too
+                            ("v.half().float()", "v")],                                      # not rounded at all
+    },
     "10_metrics": {
         "check_both": [("r*e**2", "(r*e)**2"),                                              # the share squared, too
                        ("r*e**2", "e**2/r"),                                                # a small hole taken for the worse picture
