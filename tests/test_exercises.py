@@ -161,7 +161,8 @@ WRONG = {
                         (".grad = None", ""),                                                # old gradients left behind
                         ("self.model.dec", "self.model.enc")],                               # the paper's half
         "check_part": [("pieces, world, -1, *batch.shape[1:])[:, rank]", "world, pieces, -1, *batch.shape[1:])[rank]"),  # shares first, pieces after
-                       ("batch.reshape(pieces, world, -1, *batch.shape[1:])[:, rank]", "batch[rank::world].reshape(pieces, -1, *batch.shape[1:])"),  # interleaved
+                       ("batch.reshape(pieces, world, -1, *batch.shape[1:])[:, rank]",       # every other face
+                "batch[rank::world].reshape(pieces, -1, *batch.shape[1:])"),
                        ("[:, rank]", "[rank]")],                                             # a piece taken for a share
     },
     "14_learner": {
