@@ -100,6 +100,110 @@ WRONG = {
                        ("/2 + .5", "/2"),                                                   # changed back by half
                        ("2*x - 1", "x - .5")],                                              # the width of the range forgotten
     },
+    "09_weights": {
+        "check_tensor": [("'little'", "'big'"),                                              # the highest byte first
+                         ("data[end + begin:end + stop]", "data[begin:stop]"),               # offsets from the file's beginning
+                         ("data[end + begin:end + stop]", "data[end - 8 + begin:end - 8 + stop]"),  # the length's own bytes forgotten
+                         ('[about["dtype"]]', '["F32"]')],                                   # every number in 32 bits
+        "check_gap": [("first - 10, -24", "first - 11, -24"),                                # 11 bits after the first
+                      ("max(first - 10, -24)", "(first - 10)"),                              # no smallest number
+                      ("2.**max(first - 10, -24)", "2.**-10")],                              # the same everywhere
+        "check_came_back": [("torch.equal(stored(k, v), there[k])", "torch.allclose(v.float(), there[k].float(), rtol=2**-11)"),  # near taken for the same
+                            (' and "running_" not in k', ""),                                # statistics rounded, too
+                            ("v.half().float()", "v")],                                      # not rounded at all
+    },
+    "10_metrics": {
+        "check_both": [("r*e**2", "(r*e)**2"),                                              # the share squared, too
+                       ("r*e**2", "e**2/r"),                                                # a small hole taken for the worse picture
+                       ("r*e**2", "r*e"),                                                   # decibels of the absolute error
+                       ("math.log10(e**2)", "math.log10(e**2/r)")],                         # the hole's divided by its share once more
+        "check_harmonic": [("mean_fill(img, m)", "img"),                                     # begun with what is under the hole
+                           ("compose(img, near/4, m)", "near/4"),                            # known pixels averaged
+                           ("range(500)", "range(1)"),                                       # one pass taken for the end
+                           (", mode='replicate'", "")],                                      # zeros beyond the edge
+        "check_bits": [("12*steps**2", "4*steps**2"),                                        # every error the largest
+                       ("12*steps**2", "48*steps**2"),                                       # half a step wide
+                       ("12*steps**2", "12*(steps + 1)**2"),                                 # values counted, not steps
+                       ("12*steps**2", "12*steps")],                                         # the error not squared
+    },
+    "11_artifacts": {
+        "check_fool": [("(1 - w)*rim", "(1 - w)*comp"),                                      # nothing changed
+                       ("w*comp + (1 - w)*rim", "(1 - w)*comp + w*rim"),                     # the middle repaired, not the rim
+                       ("- 1)/4", "- 1)/40"),                                                # so wide that the fault itself is mended
+                       ("np.where(hole[..., None], w*comp + (1 - w)*rim, comp)", "cv2.GaussianBlur(comp, (0, 0), 3)")],  # known pixels blurred, too
+        "check_largest": [("window**2//2", "(window//2)**2"),                                # half of the side, not of the pixels
+                          ("window**2//2", "(window - 2)**2"),                               # a rim of one pixel taken to be enough
+                          ("side if side % 2 else side - 1", "side")],                       # sides that no square with a middle has
+        "check_chequers": [("board -= board.mean()", ""),                                    # the darkness of the fill counted
+                           (".sum(0) % 2", "[1] % 2"),                                       # stripes taken for a board
+                           ("abs(", "("),                                                    # its phase decides the sign
+                           ("(comp - gt)", "comp")],                                         # the picture's own pattern counted
+    },
+    "12_intervals": {
+        "check_rate": [("2*sum(", "sum("),                                                  # one direction only
+                       ("sum(math.comb(n, i) for i in range(k + 1))", "math.comb(n, k)"),   # exactly k, not up to k
+                       ("math.comb(n, i)", "1"),                                            # which seeds they are not counted
+                       ("math.comb(n, i) for i in range(k + 1))/2**n", "1 for i in range(k + 1))/(n + 1)")],  # every number of minuses as likely
+        "check_faces": [("(1.96*spread/mean)**2", "1.96*spread/mean"),                       # the error taken to fall with n, not its root
+                        ("1.96*", ""),                                                      # one standard error
+                        ("1.96*", "2*1.96*")],                                              # the whole interval as wide as the mean
+        "check_first": [("!= OPEN", "== HOLDS"),                                            # one direction only
+                        ("d[:n]", "d[n - 5:n]"),                                            # the last five for themselves
+                        ("range(5, len(d) + 1)", "[len(d)]")],                              # one look, at the end
+    },
+    "13_step": {
+        "check_by_hand": [("+ 1e-8", "+ 1e-5"),                                              # fastai's epsilon
+                          ("if g is None: continue", "g = g or 0."),                          # no gradient taken for 0
+                          ("(avg/(1 - .9**n))", "avg"),                                       # an average that begins with 0 taken as it is
+                          ("p -= lr*wd*p", "g += wd*p")],                                     # the decay as a part of the gradient
+        "check_still": [("stage.bn.eval()", "pass"),                                         # the statistics go on
+                        ("p.requires_grad_(False).grad = None", "pass"),                     # eval mode taken to be enough
+                        (".grad = None", ""),                                                # old gradients left behind
+                        ("self.model.dec", "self.model.enc")],                               # the paper's half
+        "check_part": [("pieces, world, -1, *batch.shape[1:])[:, rank]", "world, pieces, -1, *batch.shape[1:])[rank]"),  # shares first, pieces after
+                       ("batch.reshape(pieces, world, -1, *batch.shape[1:])[:, rank]",       # every other face
+                "batch[rank::world].reshape(pieces, -1, *batch.shape[1:])"),
+                       ("[:, rank]", "[rank]")],                                             # a piece taken for a share
+    },
+    "14_learner": {
+        "check_easier": [("not self.training or ", ""),                                       # validation changed, too
+                         ("= masked_batch(gt, m)", "= (gt*m, m), self.yb"),                   # the loss's mask forgotten
+                         ("= masked_batch(gt, m)", "= (self.xb[0], m), (gt, m)"),             # zeros left where it says known
+                         (" or 2*self.epoch >= self.n_epoch", "")],                           # in every epoch
+        "check_next": [("divmod(done, steps)", "(0, done)"),                                  # steps counted through
+                       ("divmod(done, steps)", "(done//steps, done)"),                        # the step not within its epoch
+                       ("seed, 0, epoch", "seed, 1, epoch"),                                  # validation's masks
+                       ("mask_generator(seed, 0, epoch, step, 0)", "torch.Generator().manual_seed(seed)")],  # the beginning over again
+        "check_worst": [("max(self.worst, *each)", "max(each)"),                              # the last batch alone
+                        ("range(len(gt))", "range(0, len(gt), len(gt))"),                     # the first of each batch
+                        ("hole_l1_error(out[i:i + 1], gt[i:i + 1], m[i:i + 1])", "hole_l1_error(out, gt, m)"),  # the worst batch
+                        ("hole_l1_error(out[i:i + 1], gt[i:i + 1], m[i:i + 1])", "(out[i] - gt[i]).abs().mean()")],  # over known pixels, too
+    },
+    "15_critic": {
+        "check_slopes": [("-torch.sigmoid(-d), -torch.sigmoid(d)", "-torch.sigmoid(d), -torch.sigmoid(-d)"),  # swapped
+                         ("-torch.sigmoid(-d)", "torch.sigmoid(-d)"),                        # the inner derivative forgotten
+                         ("-torch.sigmoid(-d), -torch.sigmoid(d)", "F.softplus(-d), -F.softplus(d)")],  # the losses themselves
+        "check_rim": [("*hole_patches(1 - m, size)", ""),                                    # every patch of the hole
+                      ("*hole_patches(1 - m, size)", "*(1 - hole_patches(1 - m, size))"),    # the inside
+                      ("hole_patches(m, size)*", "")],                                       # every patch with a known pixel
+        "check_handed": [("(out - out.detach())", "out"),                                    # the value moved
+                         ("value.detach()", "value"),                                        # its own gradient as well
+                         (".sum()", ".mean()")],                                             # divided by the number of pixels
+    },
+    "16_recipe": {
+        "check_hours": [("total_epochs(recipe)", "recipe.phases[0].epochs"),                 # the first phase alone
+                        ("max(n//recipe.bs, recipe.min_steps)", "n//recipe.bs"),             # a small folder shown once
+                        ("max(n//recipe.bs, recipe.min_steps)", "max(n/recipe.bs, recipe.min_steps)"),  # a part of a batch counted
+                        ("*recipe.bs", "")],                                                 # batches taken for images
+        "check_cost": [("uses_features(recipe) and phase.features", "uses_features(recipe)"),  # the phase not looked at
+                       ("uses_features(recipe) and phase.features", "phase.features"),       # features that no term compares
+                       ("features_reduce**2", "features_reduce"),                            # the side, not the pixels
+                       ("5*vgg", "3*3*vgg")],                                                # three pictures there and back, weights and all
+        "check_rate": [("math.pi*t", "2*math.pi*t"),                                         # a whole cosine
+                       ("(1 + math.cos(math.pi*t))/2", "math.cos(math.pi*t/2)"),             # a quarter of one
+                       ("phase.lr_end + (phase.lr - phase.lr_end)*", "phase.lr*"),           # always down to 0
+                       ("phase.schedule == 'constant'", "phase.lr_end == 0")],               # what ends at 0 taken for constant
+    },
     "03_data": {
         "check_held_out": [('hash01(i.split("_")[0])', "hash01(i)"),                         # each photograph for itself
                            ('[i for i in ids if hash01(i.split("_")[0]) < fraction]', 'ids[:int(fraction*len(ids))]'),  # the first ones
