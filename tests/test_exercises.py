@@ -124,6 +124,17 @@ WRONG = {
                       ("[1.]", "[0.]"),                                                     # an average that begins at 0, as Adam's
                       ("[d*p for p in parts] + [1 - d]", "[(1 - d)*p for p in parts] + [d]")],  # d taken for the new weights' part
     },
+    "18_pairs": {
+        "check_missed": [("return faces*never", "return max(0, faces - n)"),                # draws taken for dealing
+                         ("faces*never", "never"),                                          # the probability, not how many
+                         ("faces*never", "faces*(1 - never)")],                             # those that are asked
+        "check_stale": [("if j in masks", "if i in masks"),                                 # a pair's number for its mask's
+                        (" if j in masks", ""),                                             # another list, so everything again
+                        ("[i for i, j in enumerate(pairs.mask_at) if j in masks]", "sorted(pairs.mask_at.index(j) for j in masks)")],  # a mask taken to occur once
+        "check_untouched": [("[*trained, *chosen]", "trained"),                             # choosing taken for harmless
+                            ("all(", "any("),                                               # one fresh picture taken for enough
+                            ("{stem(o) for o in [*trained, *chosen]}\n    return all(stem(o)", "{Path(o).name for o in [*trained, *chosen]}\n    return all(Path(o).name")],  # a file for a picture
+    },
 }
 
 
