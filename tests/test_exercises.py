@@ -135,6 +135,19 @@ WRONG = {
                             ("all(", "any("),                                               # one fresh picture taken for enough
                             ("{stem(o) for o in [*trained, *chosen]}\n    return all(stem(o)", "{Path(o).name for o in [*trained, *chosen]}\n    return all(Path(o).name")],  # a file for a picture
     },
+    "19_evaluation": {
+        "check_between": [("(telea_fill(inp, m) + biharmonic_fill(inp, m))/2", "biharmonic_fill(inp, m)"),  # better on average taken for always
+                          ("(telea_fill(inp, m) + biharmonic_fill(inp, m))/2",
+                           "torch.where(torch.rand(m.shape, generator=torch.Generator().manual_seed(0)) < .5, telea_fill(inp, m), biharmonic_fill(inp, m))"),  # mixed, not averaged
+                          ("biharmonic_fill(inp, m))/2", "biharmonic_fill(inp, 1 - m))/2")],  # the mask the other way round
+        "check_grey": [('sha256_of(f"grey {level:g}".encode())', 'sha256_of(b"grey")'),     # a hash of the name alone
+                       ('f"grey {level:g}".encode()', 'str(fill).encode()'),                # an address in memory
+                       ('f"grey{level:g}"', '"grey"')],                                     # one name for all
+        "check_sure": [("for o in v) > 0", "for o in v[:1]) > 0"),                          # one end of the interval
+                       ("1 if ABOUT[key][2] else -1", "1"),                                 # more taken for better
+                       ('r["border"] == "any" and ', ""),                                   # parts of the bucket mixed in
+                       ("[key][1:]", "[key][:1]")],                                         # the mean for the interval
+    },
 }
 
 
