@@ -148,6 +148,18 @@ WRONG = {
                        ('r["border"] == "any" and ', ""),                                   # parts of the bucket mixed in
                        ("[key][1:]", "[key][:1]")],                                         # the mean for the interval
     },
+    "20_windows": {
+        "check_thickness": [("cv2.erode(hole, square)", "cv2.erode(hole, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)"),  # beyond the picture all is known
+                            ("np.ones((3, 3), np.uint8)", "np.uint8([[0, 1, 0], [1, 1, 1], [0, 1, 0]])"),  # no diagonal neighbours
+                            ("2*rounds - 1", "2*rounds")],                                  # the middle counted twice
+        "check_shrunk": [("total/share.clip(1/s**2)", "total"),                             # a mean over all pixels
+                         ("share >= 0.5", "share > 0"),                                     # known if anything is
+                         ("share >= 0.5", "share == 1"),                                    # known only if all is
+                         ("np.where(k > 0, a, 0)", "a*k")],                                 # NaN times 0 taken for 0
+        "check_scale": [("-(-4*thick//size)", "4*thick//size"),                             # a window that is too small
+                        ("min(wanted, enough)", "wanted"),                                  # a window larger than the photo
+                        ("max(shape)", "min(shape)")],                                      # a window that the shorter side fills
+    },
 }
 
 
