@@ -160,6 +160,18 @@ WRONG = {
                         ("min(wanted, enough)", "wanted"),                                  # a window larger than the photo
                         ("max(shape)", "min(shape)")],                                      # a window that the shorter side fills
     },
+    "21_inpainting": {
+        "check_mend": [('"white"', '"black"'),                                              # the polarity the other way round
+                       ("np.isnan(scan).any(-1)", "np.isnan(scan).all(-1)"),                # half known taken for known
+                       ("np.isnan(scan).any(-1)", "(np.nan_to_num(scan) == 0).any(-1)")],   # black taken for damage
+        "check_shared": [("constant_values=1", "constant_values=0"),                        # outside taken for hole, as in a window
+                         ("(k.reshape(len(k)//8, 8, -1, 8) == 0).any((1, 3))", "(k[::8, ::8] == 0)"),  # one pixel for its block
+                         ("    blocks = (k.reshape(len(k)//8, 8, -1, 8) == 0).any((1, 3))\n    return blocks.repeat(8, 0).repeat(8, 1)[:h, :w]",
+                          "    return cv2.dilate(1 - m, np.ones((15, 15), np.uint8)) > 0")],  # near taken for in one block
+        "check_clashes": [(".casefold()", ""),                                              # upper and lower case told apart
+                          ("n if n.suffix.lower() in FORMATS else ", ""),                   # all kinds become PNG
+                          ("n if n.suffix.lower() in FORMATS else n.with_suffix(\".png\")", "n")],  # no kind becomes PNG
+    },
 }
 
 
