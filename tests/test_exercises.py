@@ -172,6 +172,15 @@ WRONG = {
                           ("n if n.suffix.lower() in FORMATS else ", ""),                   # all kinds become PNG
                           ("n if n.suffix.lower() in FORMATS else n.with_suffix(\".png\")", "n")],  # no kind becomes PNG
     },
+    "22_sparse": {
+        "check_crowd": [("count_include_pad=False", "count_include_pad=True"),              # outside counted as known
+                        ("from_numpy(hole)", "from_numpy(~hole)"),                          # the known share
+                        ("side, stride=1, padding=side//2", "2*side + 1, stride=1, padding=side")],  # the width taken for the reach
+        "check_off": [("n_win/m_sum*m_sum**0.5", "n_win/m_sum"),                            # the factor alone
+                      ("n_win/m_sum*m_sum**0.5", "n_win"),                                  # chances that add up without cancelling
+                      ("n_win/m_sum*m_sum**0.5", "m_sum**0.5"),                             # the factor forgotten
+                      ("n_win/m_sum*m_sum**0.5", "n_win**0.5")],                            # all windows alike
+    },
 }
 
 
