@@ -181,6 +181,16 @@ WRONG = {
                       ("n_win/m_sum*m_sum**0.5", "m_sum**0.5"),                             # the factor forgotten
                       ("n_win/m_sum*m_sum**0.5", "n_win**0.5")],                            # all windows alike
     },
+    "23_large_central": {
+        "check_prefers": [("np.nanmean(strangers, 1)", "np.nanmean(r, 1)"),                 # its own half among the strangers
+                          ("np.nanmean(strangers, 1)", "np.nanmean(strangers, 0)"),         # others' fills for others' halves
+                          ("np.nanmean(strangers, 1)", "np.nan_to_num(strangers).mean(1)")],  # what can't be compared taken for 0
+        "check_tinted": [("((inp - average)*m).sum((2, 3), keepdim=True)/known", "(inp - average).mean((2, 3), keepdim=True)"),  # zeros of the hole counted
+                         ("((inp - average)*m).sum((2, 3), keepdim=True)/known",
+                          "inp.sum((2, 3), keepdim=True)/known - average.mean((1, 2), keepdim=True)"),  # known pixels against a whole face
+                         ("sum((2, 3), keepdim=True)/known\n    return", "sum((1, 2, 3), keepdim=True)/(3*known)\n    return"),  # light without a colour
+                         ("sum((2, 3), keepdim=True)/known\n    return", "sum((0, 2, 3), keepdim=True)/known.sum()\n    return inp*0 +")],  # one light for all pictures
+    },
 }
 
 
@@ -250,9 +260,12 @@ def test_solutions_pass_and_wrong_answers_fail(chapter):
             assert ns["attempt"](ns[check], wrong).startswith("not yet: "), f"{check} lets {new!r} for {old!r} pass"
 
 
-@pytest.mark.parametrize("chapter", WRONG)
+QUESTIONS_ONLY = ["26_ledger"]
+
+
+@pytest.mark.parametrize("chapter", [*WRONG, *QUESTIONS_ONLY])
 def test_every_exercise_has_a_hint_and_every_chapter_five_quick_questions(chapter):
     folds = "\n".join(text(c) for c in after(chapter, "Exercises"))
-    assert folds.count("<summary>Hint</summary>") == len(solutions(chapter))
+    assert folds.count("<summary>Hint</summary>") == (len(solutions(chapter)) if chapter in WRONG else 0)
     quick = "\n".join(text(c) for c in after(chapter, "Quick questions"))
     assert quick.count("<summary>Answer</summary>") == len(re.findall(r"^\*\*\d\. ", quick, re.M)) == 5
