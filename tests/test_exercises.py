@@ -191,6 +191,15 @@ WRONG = {
                          ("sum((2, 3), keepdim=True)/known\n    return", "sum((1, 2, 3), keepdim=True)/(3*known)\n    return"),  # light without a colour
                          ("sum((2, 3), keepdim=True)/known\n    return", "sum((0, 2, 3), keepdim=True)/known.sum()\n    return inp*0 +")],  # one light for all pictures
     },
+    "24_comparison": {
+        "check_reaches": [("(a - b).var(ddof=1)/n)", "a.var(ddof=1)/n + b.var(ddof=1)/n)"),  # pairs taken for independent
+                          ("np.sqrt((a - b).var(ddof=1)/n)", "abs(a.std() - b.std())/n**.5"),  # a difference of reaches
+                          ("np.sqrt(a.var(ddof=1)/n + b.var(ddof=1)/n)", "(a.std() + b.std())/n**.5"),  # reaches added up
+                          ("(a - b).var(ddof=1)/n)", "(a - b).var(ddof=1))")],              # the spread of pictures, not of their mean
+        "check_alarms": [("np.abs(second - first.mean(0))", "second - first.mean(0)"),      # leads to one side only
+                         ("np.abs(first[0] - first[1])", "np.abs(first[0] - first[1]).mean()"),  # the spread of seeds taken for known
+                         ("first.mean(0)", "first[0]")],                                    # one of the two seeds left out
+    },
 }
 
 
