@@ -200,6 +200,14 @@ WRONG = {
                          ("np.abs(first[0] - first[1])", "np.abs(first[0] - first[1]).mean()"),  # the spread of seeds taken for known
                          ("first.mean(0)", "first[0]")],                                    # one of the two seeds left out
     },
+    "25_ablations": {
+        "check_lacking": [("torch.where(m_sum > 0, k*k/m_sum, 0.)", "k*k/m_sum"),           # 0/0
+                          ("k*k/m_sum", "(k*k/m_sum[m_sum > 0]).mean()"),                   # one factor for all places
+                          ("k*k/m_sum", 'partial_conv2d(m*0 + 1, m*0 + 1, window, padding=k//2, formula="raw")[0]/m_sum')],  # beyond the picture not counted
+        "check_pulls": [("hole/(1 - known), valid/known", "hole, valid"),                   # the area doesn't matter
+                        ("hole/(1 - known), valid/known", "hole/known, valid/(1 - known)"),  # the other one's area
+                        ("hole/(1 - known), valid/known", "hole*(1 - known), valid*known")],  # a larger area pulls more
+    },
 }
 
 
