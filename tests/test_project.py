@@ -198,6 +198,14 @@ def test_notebook_opens_as_the_site_expects(nb):
 
 
 @pytest.mark.parametrize("nb", NOTES, ids=name)
+def test_the_site_shows_what_is_exported(nb):
+    "`#| exports` puts the source beside its signature; `#| export`, which hides it, is for imports."
+    for c in cells(nb):
+        if c["cell_type"] == "code" and re.match(r"#\|\s*export\s*$", source(c).split("\n")[0]):
+            assert all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source(c)).body), source(c)
+
+
+@pytest.mark.parametrize("nb", NOTES, ids=name)
 def test_cells_stay_short(nb):
     long = [source(c) for c in cells(nb) if c["cell_type"] == "code"
             and sum(bool(l.strip()) and not l.lstrip().startswith("#|") for l in source(c).splitlines()) > 25]

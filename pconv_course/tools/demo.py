@@ -336,8 +336,7 @@ def demo(
     photo, png = judge_portrait(dict(ours=(model, recipe.size), shipped=pretrained or shipped()), say)
     record = demo_record(Path(out), recipe, result, model, cases, buckets, len(gt))
     record |= dict(portrait=photo, restored=bool(first), total_minutes=round((time.monotonic() - began)/60, 2))
-    write_demo(Path(out), record, case_pictures(gt, seen) | dict(portrait=png, restored=first))
-    return read_json(Path(out)/"metrics.json")
+    return write_demo(Path(out), record, case_pictures(gt, seen) | dict(portrait=png, restored=first))
 
 # %% ../../nbs/tools/demo.ipynb #ec136913
 def demo_record(out, recipe, result, model, cases, buckets, n):
@@ -351,7 +350,7 @@ def demo_record(out, recipe, result, model, cases, buckets, n):
 
 # %% ../../nbs/tools/demo.ipynb #054a67a3
 def write_demo(out, record, pngs):
-    "The pictures, the curve, metrics.json and report.html, each whole or not at all."
+    "The pictures, the curve, metrics.json and report.html, each whole or not at all. Returns what metrics.json holds."
     fig = loss_figure(read_log(out/"log.jsonl"))
     curve = png_bytes(fig)
     files = {f"{k}.png": v for k, v in pngs.items() if v} | {"loss_curve.png": curve, "loss_curve.svg": svg(fig).data.encode(),
@@ -359,3 +358,4 @@ def write_demo(out, record, pngs):
     for name, data in files.items():
         with atomic_path(out/name) as tmp: tmp.write_bytes(data)
     write_json(out/"metrics.json", record)
+    return read_json(out/"metrics.json")
