@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from calling import pconv
 from pconv_course import inpainting
 from pconv_course.base import core, photos, pictures
 from pconv_course.base.core import InputError, atomic_path, read_json
@@ -160,6 +161,16 @@ def test_prepare_accounts_for_every_file(tmp_path):
     again = (tmp_path/"out"/"manifest.json").read_bytes()
     prepare(src, tmp_path/"out", size=32, progress=False)
     assert (tmp_path/"out"/"manifest.json").read_bytes() == again
+
+
+def test_the_commands_say_how_many_files_were_no_pictures(tmp_path, capsys):
+    src = full_house(tmp_path/"src")
+    pconv("data", "prepare", str(src), str(tmp_path/"out"), size=32)
+    assert capsys.readouterr().out.endswith("out; 4 set aside, see quarantine.json; 3 are no pictures\n")
+    (src := tmp_path/"masks").mkdir()
+    (mask_file(src/"0.png", mask(32, 32)), (src/"readme.txt").write_text("x"))
+    pconv("data", "masks", str(src), str(tmp_path/"bank"), size=32, hole="black")
+    assert capsys.readouterr().out.endswith("; 1 is no picture\n") and read_json(tmp_path/"bank"/"manifest.json")["no_pictures"] == 1
 
 
 def test_a_folder_and_a_zip_of_masks_account_for_every_file(tmp_path):
