@@ -399,6 +399,18 @@ def test_labels_are_no_mask(tmp_path):
     assert hole_of(255*(labels == 3)) == 0.25
 
 
+@pytest.mark.parametrize("low,high,middle", [(0, 100, 20), (200, 255, 89), (30, 120, 29)], ids=str)
+def test_values_on_one_side_are_not_called_a_wrong_polarity(low, high, middle, tmp_path):
+    "Labels of 0 and 100: 'no hole, check the polarity' for white and 'all hole, check the polarity' for black sent people round in circles."
+    a = np.where(mask() == 0, high, low).astype(np.uint8)
+    layer = Image.fromarray(np.dstack([noise(), a]))
+    for hole, src in (("white", save(tmp_path/"m.png", a)), ("black", tmp_path/"m.png"), ("white", a), ("alpha", layer), ("opaque", layer)):
+        word = "white" if hole in ("white", "black") else "opaque"
+        with pytest.raises(InputError, match=rf"goes from {100*low/255:.0f} % to {100*high/255:.0f} % {word} only; .*all above {middle} % fully {word}"): pictures.read_mask(src, hole)
+    with pytest.raises(InputError, match="% white only"): load_masks([a], "white")
+    assert np.array_equal(pictures.read_mask(255*(a > middle*2.55).astype(np.uint8), "white"), mask())
+
+
 def hole_of(a): return 1 - pictures.read_mask(a.astype(np.uint8), "white").mean()
 
 

@@ -427,9 +427,16 @@ def resize_nearest(
     return m[at[0][:, None], at[1]]
 
 # %% ../../nbs/base/pictures.ipynb #bef13977
-def _binary(soft, size, threshold, name):
+def _binary(soft, size, threshold, name, hole):
     m = (soft >= threshold).astype(np.uint8)
+    if m.min() == m.max() and np.ptp(soft) > 0.1: raise InputError(_one_sided(soft, name, hole))
     return valid_mask(m if size is None else resize_nearest(m, size), name=name)
+
+def _one_sided(soft, name, hole):
+    "The line for a mask, such as one of labels, that has values and yet none on the other side of the threshold."
+    level, word = 1 - soft if hole in ("white", "opaque") else soft, "opaque" if hole in ("alpha", "opaque") else "white"
+    low, high = 100*level.min(), 100*level.max()
+    return f"{name} goes from {low:.0f} % to {high:.0f} % {word} only; make it 0 % and 100 %, for example all above {(low + high)/2:.0f} % fully {word}"
 
 def _greyness(soft): return ((soft > 0.1) & (soft < 0.9)).mean()
 
@@ -450,7 +457,7 @@ def read_mask(
     "Mask uint8 (H,W), 1 = known. Warns (`MaskWarning`) if it is mostly hole or grey. Raises `InputError`."
     name = str(src) if isinstance(src, (str, Path)) else str(getattr(src, "name", "the mask"))
     soft = soft_mask(src, hole, name)
-    m = _binary(soft, size, threshold, name)
+    m = _binary(soft, size, threshold, name, hole)
     _doubt(name, 1 - m.mean(), _greyness(soft), hole)
     return m
 
