@@ -11,6 +11,7 @@ import io
 import os
 import re
 import reprlib
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from fastcore.foundation import L
 # %% ../nbs/03_data.ipynb #60f8e3f0
 from .base.core import InputError, read_json, sha256_of
 from .base.faces import check_size, draw_face
-from .base.pictures import decode, face_ids, list_faces, naming, read_face
-from .base.pixels import cache_path, pixel_cache
+from .base.pictures import decode, face_ids, list_pictures, naming, read_face
+from .base.pixels import cache_path, FaceWarning, pixel_cache
 from .base.show import to_array
 
 # %% ../nbs/03_data.ipynb #f5cbf037
@@ -103,12 +104,13 @@ class FaceFiles(Faces):
     "The faces in a folder or a zip, or in a folder that `prepare` made. Raises `InputError`."
     def __init__(
         self,
-        src,  # folder (nested or not) or zip of PNG, JPEG and WebP files
+        src,  # folder (nested or not) or zip of pictures; those that are not opened here are in `aside`, with the reason
         size=None,  # px to crop and resize to; None: every file as it is
         ids=face_ids,  # names the files: a function of the list of their names; None among its answers leaves a file out
     ):
         made = read_manifest(src) or {}
-        names = made.get("files") or list_faces(src)
+        found = list_pictures(src) if not made.get("files") else None
+        names, self.aside = (made["files"], {}) if found is None else (found.pictures, found.aside)
         named = [(i, n) for i, n in zip(made.get("ids") or ids(names), names) if i is not None]
         if not named: raise InputError(f"none of the {len(names)} files in {src} is wanted; ask for others")
         super().__init__([i for i, _ in named], size and check_size(size))
@@ -307,7 +309,9 @@ def open_faces(src, size, n=None, seed=0):
     "The dataset that `src` names: 'drawn', a folder, a zip, or a dataset; at most `n` faces."
     if isinstance(src, Faces): faces = src
     elif src == "drawn": return DrawnFaces(1000 if n is None else n, size, seed)
-    else: faces = FaceFiles(src, check_size(size))
+    else:
+        faces = FaceFiles(src, check_size(size))
+        for name, why in list(faces.aside.items())[:1]: warnings.warn(f"{len(faces.aside)} files of {src} are left out: {name} is {why}", FaceWarning, stacklevel=3)
     if n is None or n >= len(faces): return faces
     return faces.subset(sorted(sorted(faces.ids, key=lambda i: hash01(i, f"sample {seed}"))[:n]))
 

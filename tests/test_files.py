@@ -20,6 +20,7 @@ from pconv_course.base import core, photos, pictures
 from pconv_course.base.core import InputError, atomic_path, read_json
 from pconv_course.base.faces import draw_face
 from pconv_course.cli import run_jobs
+from pconv_course.data import face_dls
 from pconv_course.inpainting import inpaint, inpaint_file, pair_files
 from pconv_course.masks import load_masks
 from pconv_course.tools import ffhq
@@ -173,6 +174,15 @@ def test_the_commands_say_how_many_files_were_no_pictures(tmp_path, capsys):
     assert capsys.readouterr().out.endswith("; 1 is no picture\n") and read_json(tmp_path/"bank"/"manifest.json")["no_pictures"] == 1
 
 
+def test_training_says_which_files_it_leaves_out(tmp_path, capsys):
+    (src := tmp_path/"src").mkdir()
+    for i in range(12): save(src/f"{i}.png", noise(32, 32, seed=i))
+    (src/"x.heic").write_bytes(FOREIGN["heic"])
+    with pytest.warns(UserWarning, match="1 files of .* are left out: x.heic is .*HEIC.*pillow-heif"): assert len(face_dls(src, 32, bs=4, num_workers=0, device="cpu").train_ds) > 9
+    pconv("train", data=str(src), out=str(tmp_path/"run"), size=32, bs=4, dry_run=True)
+    assert capsys.readouterr().err.count("x.heic is a file of the kind HEIC") == 1
+
+
 def test_a_folder_and_a_zip_of_masks_account_for_every_file(tmp_path):
     src, said = tmp_path/"src", []
     src.mkdir()
@@ -187,7 +197,7 @@ def test_a_folder_and_a_zip_of_masks_account_for_every_file(tmp_path):
 
 def test_nothing_but_pictures_that_are_not_opened(tmp_path):
     (tmp_path/"a.heic").write_bytes(FOREIGN["heic"])
-    for f in (pictures.list_faces, lambda s: load_masks(s, "white"), lambda s: pair_files(s, None, tmp_path/"out"), lambda s: prepare(s, tmp_path/"out")):
+    for f in (pictures.list_pictures, lambda s: load_masks(s, "white"), lambda s: pair_files(s, None, tmp_path/"out"), lambda s: prepare(s, tmp_path/"out")):
         with pytest.raises(InputError, match="a.heic is .*HEIC.*pip install pillow-heif"): f(tmp_path)
 
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['OPENED', 'ENDINGS', 'NOT_OPENED', 'PLUGINS', 'TURNS', 'POLARITIES', 'start_image', 'orientation', 'upright',
            'turning', 'tiff_notes', 'plain_info', 'reason', 'open_image', 'read_face', 'Listing', 'kind_of_name',
-           'list_pictures', 'list_faces', 'valid_mask', 'MaskWarning', 'top_of', 'soft_mask', 'resize_nearest',
-           'read_mask']
+           'list_pictures', 'valid_mask', 'MaskWarning', 'top_of', 'soft_mask', 'resize_nearest', 'read_mask']
 
 # %% ../../nbs/base/pictures.ipynb #578b18b9
 import importlib
@@ -294,10 +293,6 @@ def list_pictures(
         but = "".join(f" ({n} is {why})" for n, why in list(aside.items())[:1])
         raise InputError(f"there is no picture in {src}{but}; it needs files such as .png, .jpg or .webp")
     return Listing([n for n, why in kinds.items() if why is None], aside, [n for n, why in kinds.items() if why == ""])
-
-def list_faces(src) -> list:
-    "The pictures of `list_pictures`, to train on."
-    return list_pictures(src).pictures
 
 # %% ../../nbs/base/pictures.ipynb #b2bb780a
 def safe_name(name):
