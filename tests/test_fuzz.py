@@ -310,7 +310,7 @@ def marked(rng, mark, shape, folder, photo):
     if mark == "alpha": im = Image.fromarray(np.dstack([rng.integers(0, 256, (h, w, 3), dtype=np.uint8), 255 - white]))
     if mark == "opaque": im = Image.fromarray(np.dstack([rng.integers(0, 256, (h, w, 3), dtype=np.uint8), white]))
     if mark == "colour": im = Image.fromarray(np.where(m[..., None] == 0, np.uint8([255, 0, 0]), np.uint8([40, 60, 80])))
-    if mark == "labels": im = Image.fromarray(np.where(m == 0, 3, 1).astype(np.uint8))
+    if mark == "labels": im = Image.fromarray(np.where(m == 0, *[(3, 1), (100, 0), (255, 200)][int(rng.integers(3))]).astype(np.uint8))
     kw = {}
     if how == "grey": im, kw = Image.fromarray(np.where(m == 0, 7, 90).astype(np.uint8)), dict(transparency=7)
     if how == "lying":
