@@ -36,7 +36,7 @@ from .learner import inpaint_batch
 from .masks import bucket_of, BUCKETS, MaskBank
 from .metrics import (as_saved, biharmonic_fill, hole_l1_error, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, psnr,
     score_each, telea_fill)
-from .pairs import list_hash, stem
+from .pairs import by_stem, list_hash, stem
 from .weights import load_model, load_pretrained, weights_hash
 
 # %% ../nbs/19_evaluation.ipynb #65b44a44
@@ -120,11 +120,12 @@ def outputs(
 ) -> Method:
     "Finished pictures as a method. Raises `InputError` when one is missing or of another size."
     files, folder = FaceFiles(folder), Path(folder)
-    at, faces = {stem(o): i for i, o in enumerate(files.ids)}, [stem(pairs.faces.ids[i]) for i in pairs.face_at]
+    there, faces = set(map(stem, files.ids)), [stem(pairs.faces.ids[i]) for i in pairs.face_at]
     numbers = [f"{i:05d}" for i in range(len(pairs))]
-    names = faces if set(faces) <= at.keys() and len(set(faces)) == len(faces) else numbers
-    if lost := [o for o in names if o not in at]:
+    names = faces if set(faces) <= there and len(set(faces)) == len(faces) else numbers
+    if lost := [o for o in names if o not in there]:
         raise InputError(f"{folder.name} has no picture {lost[0]!r}; name them by the number of the pair (00000 ...), or like the faces with each face once")
+    at = by_stem(files.ids, set(names), "pictures")
     def fill(inp, m, which):
         out = torch.stack([files[at[names[i]]] for i in which])
         if out.shape[1:] == inp.shape[1:]: return out

@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['mask_generator', 'masked_batch', 'MaskCallback', 'term_names', 'LossTerm', 'loss_metrics', 'LossTerms', 'fit_log',
-           'inpaint_batch', 'PConvLearner', 'check_sizes', 'pconv_learner', 'NoFaces']
+           'inpaint_batch', 'TorchDL', 'with_torch_loaders', 'first_batch', 'PConvLearner', 'Mirrored', 'Strips',
+           'show_strips', 'open_strips', 'plot_top_losses', 'tensorboard_log', 'check_sizes', 'pconv_learner',
+           'NoFaces']
 
 # %% ../nbs/14_learner.ipynb #11484938
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastai.callback.channelslast import ChannelsLast
@@ -14,14 +17,16 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.schedule import LRFinder
 from fastai.data.core import DataLoaders
+from fastai.imports import dispatch
 from fastai.learner import Learner, Metric, Recorder
-from fastai.torch_core import find_bs
+from fastai.torch_core import default_device, find_bs
 from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../nbs/14_learner.ipynb #65fd114c
 from .base.core import InputError
-from .base.show import paint_hole, show_images, show_strip
+from .base.show import check_values, paint_hole, show_images, show_strip, strip_array
+from .data import FaceDL
 from .metrics import clamped_comp, hole_l1_error, psnr, ssim
 from .networks import build_unet
 from .objective import InpaintLoss
@@ -39,10 +44,13 @@ def mask_generator(
 def masked_batch(
     gt,  # faces (B,3,H,W)
     m,  # masks (B,1,H,W), 1 = known
+    check=False,  # look at the values, too (`check_values`)?
 ) -> tuple:  # xb = (inp, m) and yb = (gt, m)
     "What the network and the loss are given. Raises `InputError` for a mask that does not fit: broadcasting would hide it."
+    if m.ndim == 4 and m.shape[1] != 1: raise InputError(f"masks {tuple(m.shape)} have no single channel; give (B,1,H,W), such as m[:, :1]")
     if gt.ndim != 4 or m.shape != (len(gt), 1, *gt.shape[2:]):
         raise InputError(f"masks {tuple(m.shape)} don't fit faces {tuple(gt.shape)}; make a bank of masks of the faces' size")
+    if check: check_values(gt, m)
     m = m.to(gt.dtype)
     return (torch.where(m > 0.5, gt, 0.), m), (gt, m)
 
@@ -61,6 +69,11 @@ class MaskCallback(Callback):
     ):
         self.bank, self.valid_bank = bank, bank if valid_bank is None else valid_bank
         self.seed, self.first_epoch, self.begun, self.seen = seed, first_epoch, 0, 0
+        self.checked, self.inside = {}, False
+
+    def __call__(self, event_name):
+        try: return super().__call__(event_name)
+        except InputError as e: raise InputError(str(e).split('\n\t')[-1]) from e
 
 # %% ../nbs/14_learner.ipynb #25e1b2d1
 @patch
@@ -81,21 +94,36 @@ def draw(self: MaskCallback, n, device):
     "The masks of the batch at hand: by epoch and iteration in training, by position in validation."
     if self.training: return self.train_masks(n, self.first_epoch + self.epoch, self.iter, device)
     self.seen += n
-    return self.valid_masks(n, self.seen - n, device)
+    places = getattr(getattr(self.dl, 'dataset', None), 'places', None)  # of a part of a set, as `Interpretation` asks for
+    if places is None: return self.valid_masks(n, self.seen - n, device)
+    return torch.cat([self.valid_masks(1, i if places[i] is None else places[i], device) for i in range(self.seen - n, self.seen)])
 
 @patch
 def before_batch(self: MaskCallback):
+    if isinstance(self.xb[0], tuple): self.learn.xb = self.xb[0]
     b = (*self.xb, *self.yb)
     if len(self.xb) > 1 or len(b) > 2: return
     gt, m = b if len(b) == 2 else (b[0], self.draw(len(b[0]), b[0].device))
-    self.learn.xb, self.learn.yb = masked_batch(gt, m)
+    self.learn.xb, self.learn.yb = masked_batch(gt, m, self.is_first())
 
 @patch
 def before_validate(self: MaskCallback): self.seen = 0
 
 # %% ../nbs/14_learner.ipynb #7f739fe7
 @patch
-def before_fit(self: MaskCallback): self.begun = 0
+def before_fit(self: MaskCallback): self.begun, self.checked, self.inside = 0, {}, False
+
+@patch
+def is_first(self: MaskCallback):
+    "Is this the first batch of its kind since the fit began, or of another DataLoader? Its values are checked, no others."
+    was, self.checked[self.training] = self.checked.get(self.training), id(self.dl)
+    return was != id(self.dl)
+
+@patch
+def before_epoch(self: MaskCallback): self.inside = True
+
+@patch
+def after_epoch(self: MaskCallback): self.inside = False
 
 @patch
 def before_train(self: MaskCallback):
@@ -184,37 +212,131 @@ def inpaint_batch(
     gt,  # images (B,3,H,W) in [0,1]; values under the hole don't matter
     m,  # masks (B,1,H,W), 1 = known
 ) -> tuple:  # out and comp, both (B,3,H,W), on the model's device
-    "Inpaint with given masks, in eval mode; the model is left in the mode it was in. Raises `InputError` for shapes that don't fit and for NaN outside the hole."
+    "Inpaint in eval mode; the model is left in the mode it was in. Raises `InputError` for misfits, values out of range and NaN outside the hole."
     device, was = next(model.parameters()).device, model.training
-    (inp, m), (gt, _) = masked_batch(gt.to(device), m.to(device))
+    (inp, m), (gt, _) = masked_batch(gt.to(device), m.to(device), check=True)
     if not inp.isfinite().all(): raise InputError("a known pixel is NaN or infinite; repair the picture, or make it a part of the hole")
     try: out = model.eval()(inp, m)
     finally: model.train(was)
     return out, clamped_comp(out, gt, m)
+
+# %% ../nbs/14_learner.ipynb #14feec30
+class TorchDL:
+    "A plain torch `DataLoader` with what a learner asks of one: batches that are tuples, `one_batch`, and `new`."
+    def __init__(self, dl): self.dl = dl
+    device = property(lambda self: default_device())
+    def to(self, device): return self
+    def __len__(self): return len(self.dl)
+    def __iter__(self): yield from (tuple(b) if isinstance(b, (tuple, list)) else (b,) for b in self.dl)
+    def one_batch(self): return next(iter(self))
+    def __getattr__(self, k):
+        if k.startswith('__') or k == 'dl': raise AttributeError(k)
+        return getattr(self.dl, k)
+
+    def new(self, dataset=None, shuffle=False, drop_last=False, bs=None, num_workers=None, **kwargs):
+        "In order and with the last batch, unless told otherwise."
+        old, dataset = self.dl, self.dl.dataset if dataset is None else dataset
+        workers = old.num_workers if num_workers is None else num_workers
+        return TorchDL(torch.utils.data.DataLoader(dataset, bs or old.batch_size or 16, shuffle, num_workers=workers,
+                                                   collate_fn=old.collate_fn, pin_memory=old.pin_memory, drop_last=drop_last))
+
+# %% ../nbs/14_learner.ipynb #8d6f1b19
+def with_torch_loaders(dls):
+    "The DataLoaders, those of plain torch as `TorchDL`."
+    plain = [isinstance(dl, torch.utils.data.DataLoader) for dl in dls.loaders]
+    if not any(plain): return dls
+    loaders = [TorchDL(dl) if p else dl for dl, p in zip(dls.loaders, plain)]
+    return DataLoaders(*loaders, path=dls.path)
+
+def first_batch(dl):
+    "A batch of a DataLoader of any kind."
+    return dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
 
 # %% ../nbs/14_learner.ipynb #28649892
 class PConvLearner(Learner):
     "A `Learner` that shows strips, predicts with a given mask, and has mixed precision on every device. Its loop is fastai's."
     def show_batch(self, ds_idx=0, max_n=4, size=1.2, **kwargs):
         "Figure of faces beside what the network gets, hole painted, with the masks that the next epoch begins with."
-        gt = self.dls[ds_idx].one_batch()[0][:max_n].cpu()
+        gt = first_batch(self.dls[ds_idx])[0][:max_n].cpu()
         m = self.mask.valid_masks(len(gt)) if ds_idx else self.mask.train_masks(len(gt), self.mask.first_epoch, 0)
         pairs = [o for pair in zip(gt, paint_hole(gt, m)) for o in pair]
         return show_images(pairs, ['gt', 'inp']*len(gt), size=size, **kwargs)
 
 # %% ../nbs/14_learner.ipynb #1df8703c
 @patch
-def show_results(self: PConvLearner, ds_idx=1, dl=None, max_n=4, size=1.5, **kwargs):
-    "Figure of strips gt | inp | out | comp of the first `max_n` images of a DataLoader."
-    b = (self.dls[ds_idx] if dl is None else dl).one_batch()
+def show_results(self: PConvLearner, ds_idx=1, dl=None, max_n=4, size=1.5, shuffle=False, **kwargs):
+    "Figure of strips gt | inp | out | comp of the first `max_n` images of a DataLoader, or with `shuffle` of any."
+    dl = self.dls[ds_idx] if dl is None else dl
+    b = first_batch(dl.new(shuffle=True) if shuffle else dl)
     with self.no_bar(): out, (gt, m) = self.get_preds(dl=[tuple(o[:max_n] for o in b)])
     return show_strip(gt, m, out, size=size, **kwargs)
 
 @patch
 def predict(self: PConvLearner, item):
     "comp (3,H,W) for `item` = (gt (3,H,W), m (1,H,W)); values of gt under the hole don't matter."
+    if not (isinstance(item, (tuple, list)) and len(item) == 2 and all(map(torch.is_tensor, item))):
+        raise InputError("predict fills the hole of one picture; give both, (gt, m): tensors (3,H,W) in [0,1] and (1,H,W), 1 = known")
     gt, m = item
     return inpaint_batch(self.model, gt[None], m[None])[1][0]
+
+# %% ../nbs/14_learner.ipynb #06e27ee6
+class Mirrored(Callback):
+    "The network sees mirrored pictures and masks, and what it makes of them is mirrored back."
+    order = MaskCallback.order + 1
+    def before_batch(self): self.learn.xb = tuple(o.flip(-1) for o in self.xb)
+    def after_pred(self): self.learn.pred = self.pred.flip(-1)
+
+@patch
+def tta(self: PConvLearner, ds_idx=1, dl=None, beta=.5):
+    "Predictions and targets as `get_preds`, mixed with those for the mirrored pictures, mirrored back, `1 - beta` of them."
+    out, targets = self.get_preds(ds_idx, dl)
+    return torch.lerp(self.get_preds(ds_idx, dl, cbs=Mirrored())[0], out, beta), targets
+
+@patch
+def _split(self: PConvLearner, b):
+    "As in fastai; before the epochs of a fit, where callbacks trace the network on one input, that is the pair (inp, m)."
+    Learner._split(self, b)
+    if hasattr(self, 'mask') and not self.mask.inside and len(b) == 1:
+        pair, self.yb = masked_batch(b[0], self.mask.valid_masks(len(b[0]), device=b[0].device))
+        self.xb = (pair,)
+
+# %% ../nbs/14_learner.ipynb #64b425e5
+class Strips(torch.Tensor):
+    "Marks the pictures of a batch, so that fastai's type dispatch finds the functions below."
+
+@patch
+def _pre_show_batch(self: FaceDL|TorchDL, b, max_n=9):
+    b = [o[:max_n].detach().cpu() for o in b]
+    return b[0].as_subclass(Strips), b[1:], L(zip(*b))
+
+def show_strips(dl, b, out, max_n=9, ctxs=None, show=True, **kwargs):
+    "Open a figure of strips; `b` is (inp, m, gt, m), as `Interpretation` has it. Not shown: what TensorBoard is to draw."
+    out = out[0] if isinstance(out, (tuple, list)) else out
+    if not show: return b[0][:max_n].cpu().as_subclass(Strips), b[1:], L(zip(b[0][:max_n])), L(zip(out[:max_n].detach().cpu()))
+    open_strips(b[-2][:max_n], b[-1][:max_n], out[:max_n], **kwargs)
+
+FaceDL.show_results = TorchDL.show_results = show_strips
+
+# %% ../nbs/14_learner.ipynb #bf829ebb
+def open_strips(gt, m, out, titles=None, size=1.5):
+    "A figure with a strip gt | inp | out | comp and a title for each picture, left open as fastai's are."
+    fig, axs = plt.subplots(len(gt), 1, squeeze=False, figsize=(4*size, len(gt)*(size*gt.shape[-2]/gt.shape[-1] + .2)))
+    for i, ax in enumerate(axs.flat):
+        ax.imshow(strip_array(gt[i:i + 1], m[i:i + 1], out[i:i + 1]), interpolation='nearest')
+        ax.set_axis_off()
+        if titles: ax.set_title(titles[i], fontsize=9)
+    return fig
+
+@dispatch
+def plot_top_losses(x: Strips, y, samples, outs, raws, losses, size=1.5, **kwargs):
+    "Open a figure of strips, each with its loss; called by `Interpretation.plot_top_losses`."
+    open_strips(y[-2], y[-1], raws, [f'loss {float(v):.4f}' for v in losses], size)
+
+@dispatch
+def tensorboard_log(x: Strips, y, samples, outs, writer, step):
+    "Write what the network makes of some pictures beside them; called by `TensorBoardCallback`."
+    pictures = [torch.cat([gt, out.clamp(0, 1)], -1) for (gt, *_), (out,) in zip(samples, outs)]
+    writer.add_image('gt, out', torch.cat(pictures, -2).as_subclass(torch.Tensor), step)
 
 # %% ../nbs/14_learner.ipynb #a94c6c31
 @patch
@@ -240,13 +362,13 @@ def check_sizes(
     *banks,  # MaskBanks, or None
 ):
     "Raise `InputError` if the masks of a bank are not of the size of the faces."
-    size = tuple(dls.train.one_batch()[0].shape[-2:])
+    size = tuple(first_batch(dls.train)[0].shape[-2:])
     for shape in {tuple(getattr(b, 'shape', size)) for b in banks if b is not None} - {size}:
         raise InputError(f"masks of {shape[0]}x{shape[1]} px don't fit faces of {size[0]}x{size[1]} px; make the bank with the faces' size")
 
 # %% ../nbs/14_learner.ipynb #6d9f2786
 def pconv_learner(
-    dls,  # DataLoaders with batches (gt,), gt (B,3,H,W) in [0,1], such as `face_dls` gives
+    dls,  # DataLoaders with batches (gt,), gt (B,3,H,W) in [0,1], such as `face_dls` gives; torch's own DataLoader will do
     bank,  # a `MaskBank` of the faces' size
     model=None,  # called as model(inp, m); None: `build_unet()`, the paper's for 256 px, in its fast form
     loss=None,  # called as loss(out, gt, m); None: `InpaintLoss.pixels()`, which needs no feature network
@@ -259,6 +381,7 @@ def pconv_learner(
     **kwargs,  # for `Learner`: path, model_dir, splitter, wd, train_bn, moms
 ) -> PConvLearner:
     "A fastai Learner for inpainting: masks drawn on the batch's device, every loss term logged, the paper's optimiser."
+    dls = with_torch_loaders(dls)
     check_sizes(dls, bank, valid_bank)
     loss = InpaintLoss.pixels() if loss is None else loss
     if metrics is None: metrics = [*loss_metrics(loss), psnr, ssim, hole_l1_error]
@@ -268,7 +391,9 @@ def pconv_learner(
 
 # %% ../nbs/14_learner.ipynb #6add3459
 class NoFaces:
-    "The empty dataset that stands in for the faces in an exported learner."
+    "The empty dataset that stands in for the faces of `size` px in an exported learner."
+    size, items = None, ()
+    def __init__(self, size=None): self.size = size
     def __len__(self): return 0
     def __getitem__(self, i): raise IndexError(i)
     def new_empty(self): return self
@@ -277,6 +402,6 @@ class NoFaces:
 def export(self: PConvLearner, fname='export.pkl', **kwargs):
     "Pickle the learner without its faces to `path/fname`. For yourself only: `load_learner` runs whatever a file says."
     dls = self.dls
-    self.dls = DataLoaders(*[dl.new(NoFaces()) for dl in dls.loaders], path=dls.path, device=dls.device)
+    self.dls = DataLoaders(*[dl.new(NoFaces(getattr(dl.dataset, 'size', None))) for dl in dls.loaders], path=dls.path, device=dls.device)
     try: Learner.export(self, fname, **kwargs)
     finally: self.dls = dls

@@ -352,7 +352,7 @@ def load_masks(
             names.append(name)
             grey.append(int(((soft > 0) & (soft < 1)).sum()))
             middle.append(_greyness(soft))
-            yield _binary(soft, size, threshold, name)
+            yield _binary(soft, size, threshold, name, hole)
     packed, shape = pack_masks(each())
     info = dict(kind="read", hole=hole, grey_pixels=sum(grey), grey_files=sum(g > 0 for g in grey), not_opened=len(found.aside), no_pictures=len(found.others))
     for name, why in list(found.aside.items())[:1]: warnings.warn(f"{len(found.aside)} files of {src} are left out: {name} is {why}", MaskWarning, stacklevel=2)

@@ -19,7 +19,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 # %% ../nbs/10_metrics.ipynb #4b0b3030
 from .base.core import InputError
-from .base.show import compose, to_array
+from .base.show import check_values, compose, to_array
 from .losses import read_state
 
 # %% ../nbs/10_metrics.ipynb #a1b4e5c4
@@ -95,7 +95,9 @@ def score_each(
     out,  # (B,3,H,W) any fill; only what it puts into the hole counts, clamped to [0,1]
     m,  # masks (B,1,H,W) or (1,1,H,W), 1 = known, each with a hole
 ) -> dict:  # name -> (B,) float64, the names of `METRICS`
-    "The metrics of I_comp for each image. Raises `InputError` for a mask without a hole."
+    "The metrics of I_comp for each image. Raises `InputError` for a mask without a hole and for values out of range."
+    check_values(gt, m)
+    if not out.is_floating_point(): raise InputError(f"the fill is {out.dtype}; give floats in [0,1]: out.float()/255")
     if (m.amin((1, 2, 3)) > 0.5).any(): raise InputError("a mask without a hole leaves nothing to score; choose masks with a hole")
     comp, m = clamped_comp(out, gt, m).double(), m.expand(len(gt), *m.shape[1:]).double()
     err, ssim_each = comp - gt, structural_similarity_index_measure(comp.float(), gt.float(), data_range=1., reduction="none")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_WEIGHTS', 'PIXEL_WEIGHTS', 'FEATURE_TERMS', 'CHUNK_PIXELS', 'check_weights', 'feature_terms', 'loss_terms',
            'value_and_gradient', 'ChunkedLoss', 'in_chunks', 'check_chunk', 'auto_chunk', 'InpaintLoss',
-           'term_gradients']
+           'each_and_mean', 'term_gradients']
 
 # %% ../nbs/07_objective.ipynb #5ca6e286
 import math
@@ -122,7 +122,9 @@ def auto_chunk(out):
 class InpaintLoss(nn.Module):
     """The weighted sum of the six terms of section 3.3. `.last` holds the terms of the last call, unweighted, and their 'total'.
 
+    With `reduction` 'none' (fastai's `get_preds(with_loss=True)`) it is one loss per image, whose mean is the loss.
     The features belong to no model and no checkpoint. Raises `InputError` for shapes, weights and missing features."""
+    reduction = 'mean'
     def __init__(self,
         features=None, # a `FeatureNet`, or what `open_features` takes; may be None if no weight asks for features
         weights=PAPER_WEIGHTS, # weights by name, a missing one is 0; feature terms are computed if one of theirs is not 0
@@ -147,13 +149,19 @@ def values(self: InpaintLoss, out, gt, m):
     terms = loss_terms(out, gt, m, self.features if self.use_features else None, self.per)
     return torch.stack([*terms.values(), sum(w*terms[k] for k, w in self.weights.items())])
 
+def each_and_mean(f, *batch):
+    "The last number of f for each image alone, (B,), and the mean vector of all of them."
+    values = torch.stack([f(*one) for one in zip(*(t.split(1) for t in batch))])
+    return values[:, -1], values.detach().mean(0)
+
 @patch
 def forward(self: InpaintLoss, out, gt, m):
     check_shapes(out, gt, m)
     if self.use_features: self.features.to(out.device)
     n = self.chunk or len(out)
     if n == 'auto': n = auto_chunk(out) if self.use_features else len(out)
-    total, values = in_chunks(self.values, n, out, gt, m)
+    if self.reduction == 'none': total, values = each_and_mean(self.values, out, gt, m)
+    else: total, values = in_chunks(self.values, n, out, gt, m)
     self.last = dict(zip([*PAPER_WEIGHTS, 'total'], values.unbind()))
     return total
 

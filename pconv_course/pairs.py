@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'pair_up', 'mask_order', 'list_hash', 'Pairs', 'set_ids', 'which_set', 'held_out_faces', 'open_masks', 'stem',
-           'same_names', 'open_pairs']
+           'by_stem', 'same_names', 'open_pairs']
 
 # %% ../nbs/18_pairs.ipynb #56a7c720
 import re
@@ -107,7 +107,7 @@ def open_masks(src, hole, size, seed=0):
     "A bank of mask pictures (folder, zip), a saved bank (.npz), or 960 new masks of a kind such as 'mixed'. Raises `InputError`."
     if str(src) in KINDS: return MaskBank.make(960, size, 10**6 + seed, str(src))
     if str(src).endswith(".npz"): return MaskBank.load(src)
-    if hole is None: raise InputError("what marks the hole in these masks? state white, black or alpha (--hole)")
+    if hole is None: raise InputError("what marks the hole in these masks? state white, black, alpha or opaque (--hole)")
     return load_masks(src, hole, size)
 
 # %% ../nbs/18_pairs.ipynb #ae5cd747
@@ -115,20 +115,30 @@ def stem(name):
     "A file's name without folder and suffix."
     return Path(str(name)).stem
 
+def by_stem(names, wanted, what) -> dict:
+    "{stem: index} of the `wanted` stems among `names`. Raises `InputError` if two names share one of them."
+    found = {}
+    for i, name in enumerate(names):
+        if (s := stem(name)) not in wanted: continue
+        if s in found: raise InputError(f"two {what} are called {s!r} ({names[found[s]]}, {name}); give each name once")
+        found[s] = i
+    return found
+
 # %% ../nbs/18_pairs.ipynb #d5765dc4
 def same_names(ids, names, limit=None) -> tuple:
-    "(face indices, mask indices) of the names that are in both, in natural order. Raises `InputError` if there is none."
-    faces, masks = ({stem(o): i for i, o in enumerate(a)} for a in (ids, names))
-    natural = lambda o: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", o)]
-    both = sorted(faces.keys() & masks.keys(), key=natural)[:limit]
+    "(face indices, mask indices) of the names that are in both, in natural order. Raises `InputError` if there is none, or two share one."
+    both = set(map(stem, ids)) & set(map(stem, names))
     if not both: raise InputError(f"no face and no mask share a name ({stem(ids[0])!r}, {stem(names[0])!r}); rename them, or pair them by the seed")
+    faces, masks = by_stem(ids, both, "faces"), by_stem(names, both, "masks")
+    natural = lambda o: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", o)]
+    both = sorted(both, key=natural)[:limit]
     return [faces[o] for o in both], [masks[o] for o in both]
 
 # %% ../nbs/18_pairs.ipynb #0f69eebd
 def open_pairs(
     faces="drawn",  # folder or zip of faces, or 'drawn'
     masks="mixed",  # folder or zip of masks, .npz of a bank, or a kind of `masks.KINDS`
-    hole=None,  # what marks the hole in mask pictures: 'white', 'black' or 'alpha'
+    hole=None,  # what marks the hole in mask pictures: 'white', 'black', 'alpha' or 'opaque'
     valid=None,  # which faces, see `held_out_faces`
     size=64,  # side in px
     limit=None,  # so many pairs; None: as many as there are masks or faces, whichever is more

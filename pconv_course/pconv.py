@@ -98,12 +98,15 @@ def window_ratio(
 def _mask_pairs(x, m, in_channels):
     "`m`, one mask or a list of (mask, channels), as a list of pairs, checked against `x`. Raises ValueError."
     if x.dim() != 4: raise ValueError(f"x must be (B, C, H, W), not {tuple(x.shape)}; give an image a batch axis: x[None]")
+    if not (x.is_floating_point() or x.is_complex()): raise ValueError(f"x is {x.dtype}; give floats, of a picture in [0,1]: x.float()/255")
+    if m is None: raise ValueError("m is None; give a mask (B, 1, H, W), 1 = known, such as torch.ones_like(x[:, :1]) without holes")
     pairs = [(m, in_channels)] if torch.is_tensor(m) else list(m)
     if not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
         raise ValueError("m must be one mask or a list of (mask, number of channels) pairs")
     for mi, _ in pairs:
+        mend = "; one channel is enough: m[:, :1]" if mi.shape == x.shape else ""
         if mi.dim() != 4 or mi.shape[1] != 1 or mi.shape[0] not in (1, x.shape[0]) or mi.shape[2:] != x.shape[2:]:
-            raise ValueError(f"a mask for x {tuple(x.shape)} must be {(len(x), 1, *x.shape[2:])}, not {tuple(mi.shape)}")
+            raise ValueError(f"a mask for x {tuple(x.shape)} must be {(len(x), 1, *x.shape[2:])}, not {tuple(mi.shape)}{mend}")
     total = sum(n for _, n in pairs)
     if not total == x.shape[1] == in_channels:
         raise ValueError(f"the layer takes {in_channels} channels, x has {x.shape[1]}, its masks stand for {total}")

@@ -19,6 +19,7 @@ from torch import nn
 # %% ../nbs/20_windows.ipynb #24335be8
 from .base.core import InputError
 from .base.pictures import top_of
+from .base.show import check_values
 
 # %% ../nbs/20_windows.ipynb #f8a04379
 def border_step(
@@ -52,6 +53,7 @@ def fill(
     m,  # (B,1,H,W), 1 = known
 ) -> torch.Tensor:
     "I_out (B,3,H,W), float32 in [0,1] on the CPU; the network is left in the mode it was in. Raises `InputError`."
+    check_values(x, m)
     p = next(net.parameters(), x) if isinstance(net, nn.Module) else x
     x, m = torch.where(m > 0, x, 0).to(p.device, p.dtype), m.to(p.device, p.dtype)
     was = getattr(net, "training", False)
@@ -268,9 +270,10 @@ def repair(
     bs: int = 8,  # windows per call of the network
     progress=None,  # called as progress(windows done, windows in all)
 ) -> int:
-    "Fill the holes of all photos; the number of windows that it took."
+    "Fill the holes of all photos; the number of windows that it took. Raises `InputError` for masks of other values than 0 and 1."
     todo = []
     for a, m in zip(photos, masks):
+        if ((m != 0) & (m != 1)).any(): raise InputError(f"a mask goes up to {m.max():g}; give 0 (hole) and 1 (known) only, such as `read_mask` returns")
         plan, weight = plan_windows(m, size, context), np.zeros(m.shape, np.uint8)
         todo += [(a, m, plan, w, weight) for w in plan.windows]
     for i in range(0, len(todo), bs):

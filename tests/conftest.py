@@ -8,3 +8,4 @@ os.environ.setdefault("PCONV_CACHE", tempfile.mkdtemp(prefix="pconv_cache_"))
 def pytest_configure(config):
     config.addinivalue_line("markers", "dev: needs the dev extra (nbdev, ruff, jupyter); deselected with the newest runtime set")
     config.addinivalue_line("markers", "browser: needs Chromium and the browser extra; run by `make test-browser`")
+    config.addinivalue_line("markers", "slow: a minute or more, such as a compiler for C++")

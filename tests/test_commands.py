@@ -75,6 +75,35 @@ def test_options_for_several_values():
     assert read()["baseline"] is None and cli.split_words(None) == []
 
 
+def test_an_option_given_twice_loses_nothing(monkeypatch):
+    "Every option that stands for several values; the variants of trials are named with blanks, so ';' divides them."
+    from pconv_course import cli_lab
+    from pconv_course.lab import trials
+    read = lambda command, *words: cli.read_options(command, "x", words)
+    for option in ("model", "baseline", "outputs", "join"): assert cli.split_words(read(cli.evaluate_cmd, f"--{option}", "a", f"--{option}", "b", "c, d")[option]) == list("abcd")
+    seen = []
+    monkeypatch.setattr(trials, "run_trials", lambda *a: seen.append(a[-1]))
+    monkeypatch.setattr(trials, "trial_table", lambda r: "")
+    for words in (["--only", "a a; b", "--only", "c"], ["--only", "a a", "b", "c"], []): cli_lab.trials_cmd(**read(cli_lab.trials_cmd, *words))
+    cli_lab.trials_cmd(only="a a; b")
+    assert seen == [["a a", "b", "c"], ["a a", "b", "c"], None, ["a a", "b"]]
+    seen.clear()
+    monkeypatch.setattr(cli_lab, "_experiments", lambda job, steps: seen.append(steps))
+    for words in (["--only", "sparse", "--only", "half,central"], ["--only", "sparse half", "central"], []): cli_lab.experiments_cmd(**read(cli_lab.experiments_cmd, *words))
+    assert seen == [["sparse", "half", "central"], ["sparse", "half", "central"], []]
+    with pytest.raises(UsageError, match="unknown step 'x'"): cli_lab.experiments_cmd(**read(cli_lab.experiments_cmd, "--only", "sparse", "--only", "x"))
+
+
+def test_help_says_what_the_options_take():
+    "Every way to mark a hole, and the words of LPIPS: those that the code knows."
+    from pconv_course.base.pictures import POLARITIES
+    from pconv_course.metrics import open_lpips
+    says = lambda name, option: next(a.help for a in anno_parser(command_of(name))._actions if a.dest == option)
+    for name in ("inpaint", "evaluate", "lab experiments"): assert not [w for w in POLARITIES if w not in says(name, "hole")], name
+    assert not [w for w in ("alex", "download", "none", "FILE") if w not in says("evaluate", "lpips")] and "vgg" not in says("evaluate", "lpips")
+    with pytest.raises(InputError, match="choose from alex, download, none, or give a file"): open_lpips("vgg")
+
+
 def test_a_process_of_its_own(tmp_path):
     "`python -m pconv_course` is the command."
     code, out, err = shell("", cwd=tmp_path)

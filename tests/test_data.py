@@ -27,7 +27,7 @@ from pconv_course import data
 from pconv_course.lab import clocks
 from pconv_course.base.core import InputError, read_json, sha256_of
 from pconv_course.base.faces import draw_face
-from pconv_course.base.pictures import face_ids, list_faces, read_face
+from pconv_course.base.pictures import face_ids, list_pictures, read_face
 from pconv_course.base.traits import face_traits
 from pconv_course.data import FaceDL, FaceFiles, DrawnFaces, face_dls, split_ids
 from pconv_course.tools.prepare import prepare
@@ -248,7 +248,7 @@ def test_bad_sources(tmp_path):
     with zipfile.ZipFile(tmp_path / "cut.zip", "w") as z: z.writestr("x.jpg", os.urandom(999))
     (tmp_path / "cut.zip").write_bytes((tmp_path / "cut.zip").read_bytes()[:500])
     for src in ("missing", "empty", "text.zip", "empty.zip", "cut.zip"):
-        for f in (lambda s: FaceFiles(s, 32), lambda s: face_dls(s, 32), list_faces, lambda s: prepare(s, tmp_path / "out")):
+        for f in (lambda s: FaceFiles(s, 32), lambda s: face_dls(s, 32), list_pictures, lambda s: prepare(s, tmp_path / "out")):
             with pytest.raises(InputError) as e: f(tmp_path / src)
             assert one_line(e), e.value
     assert not (tmp_path / "out").exists()

@@ -841,3 +841,11 @@ def test_command_refuses_in_one_line(args, word, tmp_path, monkeypatch, capsys):
 def test_default_size_is_the_networks():
     k = evaluation.Method("a", "a", None, "", dict(config=dict(recipe=dict(size=128))))
     assert [cli.default_size(n, f) for n, f in (([k], "x.zip"), ([], "drawn"), ([], "x.zip"))] == [128, 64, 256]
+
+
+def test_two_pictures_of_one_name_are_not_taken_for_one():
+    "By name, and as the finished pictures of a folder: `{stem: index}` kept the last of them in silence."
+    assert pairs_module.same_names(["a/1", "a/2"], ["2.png", "1.png"]) == ([0, 1], [1, 0])
+    for ids, names in ((["a/1", "b/1"], ["1.png"]), (["1"], ["a/1.png", "b/1.png"])):
+        with pytest.raises(InputError, match=r"two (faces|masks) are called '1' \(a/1.*, b/1.*\); give each name once"): pairs_module.same_names(ids, names)
+    assert pairs_module.same_names(["a/1", "b/1", "2"], ["2.png"]) == ([2], [0])

@@ -139,7 +139,7 @@ def test_v1_formula_exports_too():
 
 def test_a_wrong_frame_is_noticed(net, cores):
     "The check that `export_onnx` makes can fail: mask padded with 1, colours divided by 256, hole and known swapped."
-    for old, new in [("m = Pad (known_numbers, padding)", "m = Pad (known_numbers, padding, white)"), ("float = 255.0", "float = 200.0"),
+    for old, new in [("m = Pad (known_numbers, padding)", "m = Pad (known_numbers, padding, white)"), ("float {255.0}", "float {200.0}"),
                      ("Where (known_pixel, image, filled)", "Where (known_pixel, filled, image)")]:
         text = frame_text(8)
         assert old in text
@@ -389,3 +389,32 @@ def test_onnxruntime_web_gives_the_same_bytes(whole, sessions, tmp_path, precisi
         assert done.stdout.split() == [json.dumps(image.shape).replace(" ", "").replace("(", "["), "uint8"]
         got = np.fromfile(tmp_path/"out", np.uint8).reshape(image.shape)
         assert off(got, run_onnx(session, image, mask)) <= 1 and (got[mask > 0] == image[mask > 0]).all()
+
+
+@pytest.mark.parametrize("which", ["onnxconverter_common.float16", "onnxruntime.transformers.float16"])
+@pytest.mark.parametrize("impl", ["fast", "readable"])
+def test_the_standard_converters_to_float16_take_the_file(whole, sessions, which, impl):
+    half = pytest.importorskip(which).convert_float_to_float16(onnx.ModelProto.FromString(whole[impl].SerializeToString()))
+    session = open_onnx(half.SerializeToString(), threads=1)
+    for image, mask in pairs(5):
+        got = run_onnx(session, image, mask)
+        assert np.array_equal(got[mask > 0], image[mask > 0]) and off(got, run_onnx(sessions[impl], image, mask)) <= 3
+
+
+def test_constants_are_tensors_and_every_node_has_a_name_of_its_own(whole):
+    for model in whole.values():
+        assert {a.name for n in model.graph.node if n.op_type == "Constant" for a in n.attribute} == {"value"}
+        assert len({n.name for n in model.graph.node}) == len(model.graph.node)
+
+
+def test_the_optimiser_of_onnxruntime_takes_the_file(net, whole, sessions, tmp_path):
+    import onnxruntime as ort
+    options = ort.SessionOptions()
+    options.graph_optimization_level, options.optimized_model_filepath = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, str(tmp_path/"o.onnx")
+    ort.InferenceSession(whole["fast"].SerializeToString(), options, providers=["CPUExecutionProvider"])
+    optimizer = pytest.importorskip("onnxruntime.transformers.optimizer")
+    (tmp_path/"i.onnx").write_bytes(whole["fast"].SerializeToString())
+    optimizer.optimize_model(str(tmp_path/"i.onnx"), opt_level=1, only_onnxruntime=True).save_model_to_file(str(tmp_path/"t.onnx"))
+    for name in ("o.onnx", "t.onnx"):
+        session = open_onnx(tmp_path/name, 1)
+        for image, mask in pairs(4): assert off(run_onnx(session, image, mask), run_onnx(sessions["fast"], image, mask)) <= 1

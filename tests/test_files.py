@@ -14,11 +14,13 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from calling import pconv
 from pconv_course import inpainting
 from pconv_course.base import core, photos, pictures
 from pconv_course.base.core import InputError, atomic_path, read_json
 from pconv_course.base.faces import draw_face
 from pconv_course.cli import run_jobs
+from pconv_course.data import face_dls
 from pconv_course.inpainting import inpaint, inpaint_file, pair_files
 from pconv_course.masks import load_masks
 from pconv_course.tools import ffhq
@@ -162,6 +164,25 @@ def test_prepare_accounts_for_every_file(tmp_path):
     assert (tmp_path/"out"/"manifest.json").read_bytes() == again
 
 
+def test_the_commands_say_how_many_files_were_no_pictures(tmp_path, capsys):
+    src = full_house(tmp_path/"src")
+    pconv("data", "prepare", str(src), str(tmp_path/"out"), size=32)
+    assert capsys.readouterr().out.endswith("out; 4 set aside, see quarantine.json; 3 are no pictures\n")
+    (src := tmp_path/"masks").mkdir()
+    (mask_file(src/"0.png", mask(32, 32)), (src/"readme.txt").write_text("x"))
+    pconv("data", "masks", str(src), str(tmp_path/"bank"), size=32, hole="black")
+    assert capsys.readouterr().out.endswith("; 1 is no picture\n") and read_json(tmp_path/"bank"/"manifest.json")["no_pictures"] == 1
+
+
+def test_training_says_which_files_it_leaves_out(tmp_path, capsys):
+    (src := tmp_path/"src").mkdir()
+    for i in range(12): save(src/f"{i}.png", noise(32, 32, seed=i))
+    (src/"x.heic").write_bytes(FOREIGN["heic"])
+    with pytest.warns(UserWarning, match="1 files of .* are left out: x.heic is .*HEIC.*pillow-heif"): assert len(face_dls(src, 32, bs=4, num_workers=0, device="cpu").train_ds) > 9
+    pconv("train", data=str(src), out=str(tmp_path/"run"), size=32, bs=4, dry_run=True)
+    assert capsys.readouterr().err.count("x.heic is a file of the kind HEIC") == 1
+
+
 def test_a_folder_and_a_zip_of_masks_account_for_every_file(tmp_path):
     src, said = tmp_path/"src", []
     src.mkdir()
@@ -176,7 +197,7 @@ def test_a_folder_and_a_zip_of_masks_account_for_every_file(tmp_path):
 
 def test_nothing_but_pictures_that_are_not_opened(tmp_path):
     (tmp_path/"a.heic").write_bytes(FOREIGN["heic"])
-    for f in (pictures.list_faces, lambda s: load_masks(s, "white"), lambda s: pair_files(s, None, tmp_path/"out"), lambda s: prepare(s, tmp_path/"out")):
+    for f in (pictures.list_pictures, lambda s: load_masks(s, "white"), lambda s: pair_files(s, None, tmp_path/"out"), lambda s: prepare(s, tmp_path/"out")):
         with pytest.raises(InputError, match="a.heic is .*HEIC.*pip install pillow-heif"): f(tmp_path)
 
 
@@ -386,6 +407,18 @@ def test_labels_are_no_mask(tmp_path):
         for hole in ("white", "black"):
             with pytest.raises(InputError, match=r"if these are labels, make a mask of one: 255\*\(labels == 3\)"): pictures.read_mask(src, hole)
     assert hole_of(255*(labels == 3)) == 0.25
+
+
+@pytest.mark.parametrize("low,high,middle", [(0, 100, 20), (200, 255, 89), (30, 120, 29)], ids=str)
+def test_values_on_one_side_are_not_called_a_wrong_polarity(low, high, middle, tmp_path):
+    "Labels of 0 and 100: 'no hole, check the polarity' for white and 'all hole, check the polarity' for black sent people round in circles."
+    a = np.where(mask() == 0, high, low).astype(np.uint8)
+    layer = Image.fromarray(np.dstack([noise(), a]))
+    for hole, src in (("white", save(tmp_path/"m.png", a)), ("black", tmp_path/"m.png"), ("white", a), ("alpha", layer), ("opaque", layer)):
+        word = "white" if hole in ("white", "black") else "opaque"
+        with pytest.raises(InputError, match=rf"goes from {100*low/255:.0f} % to {100*high/255:.0f} % {word} only; .*all above {middle} % fully {word}"): pictures.read_mask(src, hole)
+    with pytest.raises(InputError, match="% white only"): load_masks([a], "white")
+    assert np.array_equal(pictures.read_mask(255*(a > middle*2.55).astype(np.uint8), "white"), mask())
 
 
 def hole_of(a): return 1 - pictures.read_mask(a.astype(np.uint8), "white").mean()

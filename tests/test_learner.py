@@ -726,4 +726,4 @@ def test_safetensors_and_config_rebuild_the_model(tmp_path):
 def test_the_loop_is_fastais():
     "No method of the loop is overridden; the last two belong to chapter 24 and are there once it has been imported."
     own = {n for n in vars(PConvLearner) if not n.startswith(("__", "_orig_"))} - {"to_distributed", "detach_distributed"}
-    assert own == {"show_batch", "show_results", "predict", "to_fp16", "to_bf16", "to_channelslast", "export"}
+    assert own == {"show_batch", "show_results", "predict", "tta", "_split", "to_fp16", "to_bf16", "to_channelslast", "export"}

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['OPENED', 'ENDINGS', 'NOT_OPENED', 'PLUGINS', 'TURNS', 'POLARITIES', 'start_image', 'orientation', 'upright',
            'turning', 'tiff_notes', 'plain_info', 'reason', 'open_image', 'read_face', 'Listing', 'kind_of_name',
-           'list_pictures', 'list_faces', 'valid_mask', 'MaskWarning', 'top_of', 'soft_mask', 'resize_nearest',
-           'read_mask']
+           'list_pictures', 'valid_mask', 'MaskWarning', 'top_of', 'soft_mask', 'resize_nearest', 'read_mask']
 
 # %% ../../nbs/base/pictures.ipynb #578b18b9
 import importlib
@@ -295,10 +294,6 @@ def list_pictures(
         raise InputError(f"there is no picture in {src}{but}; it needs files such as .png, .jpg or .webp")
     return Listing([n for n, why in kinds.items() if why is None], aside, [n for n, why in kinds.items() if why == ""])
 
-def list_faces(src) -> list:
-    "The pictures of `list_pictures`, to train on."
-    return list_pictures(src).pictures
-
 # %% ../../nbs/base/pictures.ipynb #b2bb780a
 def safe_name(name):
     "The parts of a path from anywhere: no '..', no drive, no character that a file system could misread, at most 200 bytes."
@@ -427,9 +422,16 @@ def resize_nearest(
     return m[at[0][:, None], at[1]]
 
 # %% ../../nbs/base/pictures.ipynb #bef13977
-def _binary(soft, size, threshold, name):
+def _binary(soft, size, threshold, name, hole):
     m = (soft >= threshold).astype(np.uint8)
+    if m.min() == m.max() and np.ptp(soft) > 0.1: raise InputError(_one_sided(soft, name, hole))
     return valid_mask(m if size is None else resize_nearest(m, size), name=name)
+
+def _one_sided(soft, name, hole):
+    "The line for a mask, such as one of labels, that has values and yet none on the other side of the threshold."
+    level, word = 1 - soft if hole in ("white", "opaque") else soft, "opaque" if hole in ("alpha", "opaque") else "white"
+    low, high = 100*level.min(), 100*level.max()
+    return f"{name} goes from {low:.0f} % to {high:.0f} % {word} only; make it 0 % and 100 %, for example all above {(low + high)/2:.0f} % fully {word}"
 
 def _greyness(soft): return ((soft > 0.1) & (soft < 0.9)).mean()
 
@@ -450,7 +452,7 @@ def read_mask(
     "Mask uint8 (H,W), 1 = known. Warns (`MaskWarning`) if it is mostly hole or grey. Raises `InputError`."
     name = str(src) if isinstance(src, (str, Path)) else str(getattr(src, "name", "the mask"))
     soft = soft_mask(src, hole, name)
-    m = _binary(soft, size, threshold, name)
+    m = _binary(soft, size, threshold, name, hole)
     _doubt(name, 1 - m.mean(), _greyness(soft), hole)
     return m
 

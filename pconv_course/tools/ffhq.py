@@ -31,7 +31,7 @@ from ..base.pictures import list_pictures, read_mask, valid_mask
 from ..base.pixels import FaceWarning, pixel_cache
 from ..data import FaceFiles, held_fraction, in_ranges
 from ..masks import bucket_of, BUCKETS, hole_ratio, MaskBank, touches_border
-from .prepare import prepare
+from .prepare import prepare, unused_text
 
 # %% ../../nbs/tools/ffhq.ipynb #2ce3a099
 FFHQ_LICENCE = """Flickr-Faces-HQ (FFHQ), https://github.com/NVlabs/ffhq-dataset
@@ -304,7 +304,7 @@ def finish_folder(out, manifest, say):
     check_numbers(out)
     cache = pixel_cache(FaceFiles(out, manifest["size"]))
     say(f"{manifest['count']:,} faces of {manifest['size']} px in {out}: {len(manifest['train']):,} to train on, {len(manifest['valid']):,} held out"
-        + (f"; {manifest['quarantined']} set aside, see quarantine.json" if manifest["quarantined"] else "") + ("" if cache else "; no cache"))
+        + unused_text(manifest["quarantined"], manifest.get("no_pictures", 0)) + ("" if cache else "; no cache"))
     return manifest
 
 # %% ../../nbs/tools/ffhq.ipynb #353ad97d
@@ -347,8 +347,8 @@ def irregular_masks(
     say=print,  # told what happens
 ) -> dict:
     "NVIDIA's masks (or any) as one `MaskBank` with computed ratios and buckets. Returns the manifest. Raises `InputError`."
-    files, dst, size, rows = FaceFiles(src), Path(dst).expanduser(), check_size(size), []
-    aside = [dict(source=n, reason=why) for n, why in list_pictures(src).aside.items()]
+    files, dst, size, rows, found = FaceFiles(src), Path(dst).expanduser(), check_size(size), [], list_pictures(src)
+    aside = [dict(source=n, reason=why) for n, why in found.aside.items()]
     if dst.exists() and any(dst.iterdir()) and not (dst/"masks.npz").exists(): raise InputError(f"{dst} is not empty and not ours; choose a new folder")
     colour, white = (hole, None) if hole else hole_colour(files)
     bank = MaskBank.from_arrays(read_masks(files, colour, size, rows, aside), names=(r[0] for r in rows), info=dict(kind="read", hole=colour))
@@ -357,8 +357,9 @@ def irregular_masks(
         csv.writer(f).writerows([("file", "hole_ratio", "bucket", "touches_border"), *rows])
     with atomic_path(dst/"LICENCE.txt") as tmp: tmp.write_text(MASK_LICENCE, encoding="utf-8")
     buckets = {"{}-{}".format(*b): sum(r[2] == "{}-{}".format(*b) for r in rows) for b in BUCKETS}
-    manifest = dict(count=len(bank), size=size, hole=colour, white=white, buckets=buckets, outside=sum(not r[2] for r in rows), quarantine=aside, sha256=bank.sha256)
+    manifest = dict(count=len(bank), size=size, hole=colour, white=white, buckets=buckets, outside=sum(not r[2] for r in rows),
+                    quarantine=aside, no_pictures=len(found.others), sha256=bank.sha256)
     write_json(dst/"manifest.json", manifest)
     say(f"{len(bank):,} masks of {size} px in {dst}, {colour} was the hole; per bucket {', '.join(f'{k}: {n}' for k, n in buckets.items())}"
-        f"{f'; {len(aside)} set aside, see manifest.json' if aside else ''}")
+        + unused_text(len(aside), len(found.others), "manifest.json"))
     return manifest

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'BEFORE', 'AFTER', 'ONNX_HEAD', 'ONNX_PRECISIONS', 'ones_conv', 'Core', 'core_graph', 'frame_text',
-           'join_graphs', 'run_torch', 'open_onnx', 'run_onnx', 'metadata', 'stored', 'shrink_weights', 'check_export',
-           'export_onnx']
+           'free_type', 'join_graphs', 'run_torch', 'open_onnx', 'run_onnx', 'metadata', 'stored', 'shrink_weights',
+           'check_export', 'export_onnx']
 
 # %% ../../nbs/tools/onnx.ipynb #c9087f6f
 import json
@@ -63,39 +63,39 @@ def core_graph(
 
 # %% ../../nbs/tools/onnx.ipynb #d21f3620
 BEFORE = '''
+  white = Constant <value = float {255.0}> ()
   known = Cast <to = 9> (MASK)
   size = Shape <start = 1, end = 3> (image)
   minus_size = Neg (size)
-  multiple = Constant <value_int = MULTIPLE> ()
+  multiple = Constant <value = int64 {MULTIPLE}> ()
   missing = Mod (minus_size, multiple)
-  no_padding = Constant <value_ints = [0, 0, 0, 0, 0, 0]> ()
+  no_padding = Constant <value = int64[6] {0, 0, 0, 0, 0, 0}> ()
   padding = Concat <axis = 0> (no_padding, missing)
-  first = Constant <value_ints = [0]> ()
-  three = Constant <value_ints = [3]> ()
+  first = Constant <value = int64[1] {0}> ()
+  three = Constant <value = int64[1] {3}> ()
   colours = Slice (image, first, three, three)
   planes = Transpose <perm = [0, 3, 1, 2]> (colours)
-  numbers = Cast <to = 1> (planes)
-  white = Constant <value_float = 255.0> ()
+  numbers = CastLike (planes, white)
   unit = Div (numbers, white)
   x = Pad (unit, padding)
-  channel = Constant <value_ints = [1]> ()
+  channel = Constant <value = int64[1] {1}> ()
   known_plane = Unsqueeze (known, channel)
-  known_numbers = Cast <to = 1> (known_plane)
+  known_numbers = CastLike (known_plane, white)
   m = Pad (known_numbers, padding)
 '''
 
 # %% ../../nbs/tools/onnx.ipynb #d084b42a
 AFTER = '''
-  corner = Constant <value_ints = [0, 0]> ()
-  rows_columns = Constant <value_ints = [2, 3]> ()
+  corner = Constant <value = int64[2] {0, 0}> ()
+  rows_columns = Constant <value = int64[2] {2, 3}> ()
   cropped = Slice (out, corner, size, rows_columns)
   levels = Mul (cropped, white)
   whole_levels = Round (levels)
-  black = Constant <value_float = 0.0> ()
+  black = Constant <value = float {0.0}> ()
   clipped = Clip (whole_levels, black, white)
   back = Transpose <perm = [0, 2, 3, 1]> (clipped)
   bytes = Cast <to = 2> (back)
-  end = Constant <value_ints = [9223372036854775807]> ()
+  end = Constant <value = int64[1] {9223372036854775807}> ()
   alpha = Slice (image, three, end, three)
   filled = Concat <axis = 3> (bytes, alpha)
   known_pixel = Unsqueeze (known, three)
@@ -116,6 +116,13 @@ def frame_text(
     return text.replace('MASK', 'mask').replace('MULTIPLE', str(multiple)).replace('OPSET', str(OPSET))
 
 # %% ../../nbs/tools/onnx.ipynb #60bc7d64
+def free_type(node):
+    "Turn a cast to float32 into one to the type of the constant `white`, which a converter to float16 changes with all the others."
+    if node.op_type != 'Cast' or node.attribute[0].i != 1: return
+    node.op_type = 'CastLike'
+    node.input.append('white')
+    del node.attribute[:]
+
 def join_graphs(
     core,  # the graph of `core_graph`
     text):  # of `frame_text`
@@ -127,6 +134,7 @@ def join_graphs(
     del model.graph.node[:]
     model.graph.node.extend([*nodes[:i], *core.node, *nodes[i + 1:]])
     model.graph.initializer.extend(core.initializer)
+    for i, n in enumerate(model.graph.node): free_type(n), setattr(n, 'name', n.name or f'{n.op_type}_{i}')
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -91,6 +91,11 @@ def write_rows(path, rows):
     with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
         csv.DictWriter(f, FACE_COLUMNS).writerows([dict(zip(FACE_COLUMNS, FACE_COLUMNS)), *rows])
 
+def unused_text(aside, others, where="quarantine.json"):
+    "What a report says of `aside` files that couldn't be used, listed in the file `where`, and of `others`, which are no pictures."
+    texts = [f"{aside:,} set aside, see {where}"]*bool(aside) + [f"{others:,} {'is no picture' if others == 1 else 'are no pictures'}"]*bool(others)
+    return "".join(f"; {t}" for t in texts)
+
 def write_report(dst, settings, rows, quarantine, held, valid, seed, found):
     "Write quarantine.json, faces.csv and, last, manifest.json, which it returns; `found` is the `Listing` of the source."
     quarantine = sorted(quarantine + [dict(source=n, reason=why) for n, why in found.aside.items()], key=lambda q: q["source"])
