@@ -1,11 +1,13 @@
 """The commands as a shell sees them: help, exit codes, one line of error, nothing heavy before it is needed."""
 import errno
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -285,6 +287,22 @@ def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
     theirs, config = load_model(weights_dir()/"faces.safetensors")[1]["model"], load_model(tmp_path/"run")[1]
     assert config["model"] == theirs and config["recipe"]["size"] == 32 and config["position"]["step"] == 2
     assert config["start"]["sha256"] == pretrained_info()["sha256"] and config["recipe"]["start"] == "faces.safetensors"
+
+
+def test_every_command_line_in_a_text_can_be_typed():
+    "What stands in a block of shell lines, in notebooks and README, are options that the command has."
+    top, lines = Path(__file__).resolve().parent.parent, []
+    for p in [top/"README.md", top/"CONTRIBUTING.md", *(top/"nbs").rglob("*.ipynb")]:
+        text = p.read_text(encoding="utf-8")
+        if p.suffix == ".ipynb": text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.S):
+            lines += [(p.name, l) for l in block.replace("\\\n", " ").splitlines() if re.match(r"(\.venv/bin/)?pconv ", l)]
+    assert len(lines) > 8
+    for where, line in lines:
+        prog, command, words = "pconv", cli.COMMANDS, shlex.split(line, comments=True)[1:]
+        while isinstance(command, dict): prog, command = f"{prog} {words[0]}", command[words.pop(0)]
+        try: cli.read_options(command, prog, words)
+        except SystemExit as e: pytest.fail(f"{where}: {line!r} ends with exit code {e.code}")
 
 
 def test_tune_the_weights_of_the_package_to_faces_of_ones_own(tmp_path, capsys):
