@@ -1,3 +1,4 @@
+# make install  the library and its command into .venv, nothing else
 # make demo   train a small inpainter on drawn faces and open runs/demo/report.html     (ARGS="--minutes 2" passes options on)
 # make test   everything that CI checks
 # make test-all  the same with what takes minutes: a compiler for C++, 3,000 inputs instead of 600
@@ -11,8 +12,10 @@ ARGS ?=
 export PYTHONUNBUFFERED = 1
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-all test-browser bench experiments nbs readme docs demo-site clean help
+.PHONY: install demo test test-all test-browser bench experiments nbs readme docs demo-site clean help
 .DELETE_ON_ERROR:
+
+install: .venv/installed-runtime
 
 demo: .venv/installed-runtime
 	$(BIN)/pconv demo $(ARGS)
