@@ -64,6 +64,30 @@ def step(self: FusedAdam, closure=None):
 
 paper_adam = FusedAdam
 
+# %% ../nbs/13_step.ipynb #ea14e41f
+def optimizer_state(opt):
+    "The state of a fastai optimizer, as `flatten` takes it."
+    state = opt.state_dict()
+    return dict(state=list(state['state']), hypers=[dict(h) for h in state['hypers']])
+
+# %% ../nbs/13_step.ipynb #a583a5fb
+def like(v, p):
+    "The value `v`, a tensor on the device and in the memory layout of the parameter `p`."
+    return torch.empty_like(p).copy_(v) if torch.is_tensor(v) else v
+
+def restore_optimizer(opt, state):
+    "Put back what `optimizer_state` gave."
+    parts = [{k: like(v, p) for k, v in s.items()} for s, (p, *_) in zip(state['state'], opt.all_params(), strict=True)]
+    opt.load_state_dict(dict(state=parts, hypers=state['hypers']))
+
+# %% ../nbs/13_step.ipynb #df9fe6df
+def average_gradients(params):
+    "The gradients of `params`, averaged over all processes: for what no `DistributedDataParallel` is wrapped around."
+    if num_distrib() < 2: return
+    flat = torch.cat([p.grad.flatten() for p in params])
+    dist.all_reduce(flat)
+    for p, g in zip(params, (flat/num_distrib()).split([p.numel() for p in params])): p.grad.copy_(g.view_as(p))
+
 # %% ../nbs/13_step.ipynb #ccabc521
 class DevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` on the device where the model is, CPU included, and left on cancel too."
@@ -103,30 +127,6 @@ def set_features(self: DevicePrecision, dtype):
     parts = self.loss_func.modules() if self.half_features and isinstance(self.loss_func, torch.nn.Module) else []
     for net in parts:
         if isinstance(net, FeatureNet): net.half = dtype
-
-# %% ../nbs/13_step.ipynb #ea14e41f
-def optimizer_state(opt):
-    "The state of a fastai optimizer, as `flatten` takes it."
-    state = opt.state_dict()
-    return dict(state=list(state['state']), hypers=[dict(h) for h in state['hypers']])
-
-# %% ../nbs/13_step.ipynb #a583a5fb
-def like(v, p):
-    "The value `v`, a tensor on the device and in the memory layout of the parameter `p`."
-    return torch.empty_like(p).copy_(v) if torch.is_tensor(v) else v
-
-def restore_optimizer(opt, state):
-    "Put back what `optimizer_state` gave."
-    parts = [{k: like(v, p) for k, v in s.items()} for s, (p, *_) in zip(state['state'], opt.all_params(), strict=True)]
-    opt.load_state_dict(dict(state=parts, hypers=state['hypers']))
-
-# %% ../nbs/13_step.ipynb #df9fe6df
-def average_gradients(params):
-    "The gradients of `params`, averaged over all processes: for what no `DistributedDataParallel` is wrapped around."
-    if num_distrib() < 2: return
-    flat = torch.cat([p.grad.flatten() for p in params])
-    dist.all_reduce(flat)
-    for p, g in zip(params, (flat/num_distrib()).split([p.numel() for p in params])): p.grad.copy_(g.view_as(p))
 
 # %% ../nbs/13_step.ipynb #15aeef47
 class EncoderBNFreeze(Callback):
