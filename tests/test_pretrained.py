@@ -1,13 +1,16 @@
 """What is packed: a network between two runs, its record, and the scores that say where between them."""
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pconv_course.base.core import InputError, read_json
+from pconv_course import weights
+from pconv_course.base.core import InputError, read_json, write_json
+from pconv_course.tools import pack
 from pconv_course.tools.pack import blend, pack_weights, score_parts
-from pconv_course.weights import load_pretrained, pretrained_info, weights_hash
+from pconv_course.weights import load_model, load_pretrained, pretrained_info, weights_hash
 from pconv_course.recipe import Phase, Recipe
 from pconv_course.runs.train import train
 
@@ -67,3 +70,26 @@ def test_the_file_in_the_package_is_what_the_card_says():
     info, (_, config) = pretrained_info(), load_pretrained()
     assert info["part"] == config["part"] and config["recipe"]["name"] == info["stages"][-1]["recipe"]["name"]
     assert [bool(s["recipe"]["weights"]["style_out"]) for s in info["stages"]] == [False]*4 + [True]
+
+
+def test_two_files_ship_and_their_licence_is_told_once(capsys, monkeypatch):
+    "'faces' by default, 'drawn' by its name, also where a path is asked for; the latter saw nothing but drawn faces."
+    monkeypatch.setattr(weights, "TOLD", set())
+    assert weights.pretrained_names() == ["drawn", "faces"] and sum(pretrained_info(n)["bytes"] for n in ("drawn", "faces")) <= 20e6
+    net = load_pretrained("drawn")[0]
+    assert "Apache-2.0" in capsys.readouterr().out and load_pretrained("drawn") and not capsys.readouterr().out
+    assert load_pretrained() and "non-commercial" in capsys.readouterr().out
+    assert weights_hash(load_model("drawn")[0]) == weights_hash(net) and not capsys.readouterr().out
+    stages = pretrained_info("drawn")["stages"]
+    assert {s["data"]["name"] for s in stages} == {"drawn"} and all(s["recipe"]["critic"] for s in stages) and not stages[0]["recipe"]["start"]
+
+
+def test_the_licence_follows_from_the_faces(runs, tmp_path):
+    "A run that saw drawn faces only is free; one that saw others isn't, unless its packer says what holds."
+    assert pack_weights(runs, tmp_path, "a")["licence"] == pack.DRAWN_LICENCE
+    record = read_json(runs[0]/"result.json")
+    other = tmp_path/"other"
+    shutil.copytree(runs[0], other)
+    write_json(other/"result.json", record | dict(data=record["data"] | dict(name="photos")))
+    assert pack_weights([other], tmp_path, "b")["licence"] == pack.WEIGHTS_LICENCE
+    assert pack_weights([other], tmp_path, "c", licence="mine")["licence"] == "mine"

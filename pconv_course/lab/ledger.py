@@ -195,17 +195,15 @@ def seed_gaps(runs, a, b, key) -> list:
     a, b = (seeds_of(runs, k, key) for k in (a, b))
     return [a[s] - b[s] for s in a if s in b and None not in (a[s], b[s])]
 
-def changed(variant, keys, base="paper", plans=("real", "drawn"), any_of=False):
-    "Rule: the variant has more of each of `keys` (of one of them, with `any_of`) than the base, seed by seed."
+def changed(variant, keys, base="paper", plans=("real", "drawn")):
+    "Rule: the variant has more of each of `keys` than the base, seed by seed."
     def judge(record):
         found = {p: [seed_gaps(record["plans"][p]["runs"], variant, base, k) for k in keys] for p in plans if p in record["plans"]}
         where = next((p for p, d in found.items() if min(map(len, d)) > 2), next((p for p, d in found.items() if min(map(len, d))), None))
         if where is None: return Answer()
         gaps = [over_seeds(d) for d in found[where]]
-        told, best = [*map(above, gaps)], [g for g in gaps if above(g) == HOLDS]
         text = ", ".join([f"{where} faces" if len(plans) > 1 else "", *(f"{k} {g[0]:+.3g}" for k, g in zip(keys, gaps) if len(keys) > 1)]).strip(", ")
-        if any_of and best: return Answer(best[0], HOLDS, text)
-        return Answer(weakest(gaps), OPEN if any_of and {FAILS, OPEN} <= {*told} else all_of(told), text)
+        return Answer(weakest(gaps), all_of([*map(above, gaps)]), text)
     return judge
 
 # %% ../../nbs/lab/ledger.ipynb #fc4f3e70
@@ -331,7 +329,7 @@ WRITE_UP += [
     Claim("Skip connections preserve detail", "related work", "04_unet", "the same network without skips", (), unmeasured("none was trained")),
     Claim("Contextual attention needs more memory", "related work", "24_comparison", "saved bytes of such a layer", (), unmeasured("the layer is not built here")),
     Claim("One stage fewer suits 256 px", "architecture", "04_unet", "seven and eight stages, trained alike", (), unmeasured("one depth was trained")),
-    Claim("Total variation for smoothness", "loss", "25_ablations", "specks [%] without the term less with, three seeds", ("ablations",), changed("no TV", ("specks",))),
+    Claim("Total variation for smoothness", "loss", "25_ablations", "specks without the term and with", (), unmeasured("the base of the ablation still has many more specks than the truth")),
     Claim("About 10 % of the original training", "setup", "16_recipe", "pictures of both", (), unmeasured("the paper gives days, not pictures")),
     Claim("Recovers glasses and beards", "cases 1 and 2", "23_large_central", "is there a frame, a beard, after the fill?", (), unmeasured("no measure of either")),
     Claim("Promise for real-world editing", "conclusion", "21_inpainting", "people who edit", (), unmeasured("nobody was asked"))]
@@ -355,9 +353,9 @@ PAPER = [
     Claim("… of which n itself matters (the write-up's formula lacks it)", "asked here", "25_ablations",
           "error without n less with, three seeds", ("ablations",), changed("no n_win (v1)", ("hole_l1",)), 4),
     Claim("Without the style terms there are artifacts", "paper, 3.3", "25_ablations",
-          "specks [%] or blobs without less with, three seeds", ("ablations",), changed("no style", ("specks", "blobs"), any_of=True)),
+          "blobs without less with, three seeds; specks not measured", ("ablations",), changed("no style", ("blobs",))),
     Claim("… without the perceptual term", "paper, 3.3", "25_ablations",
-          "specks [%] or blobs without less with, three seeds", ("ablations",), changed("no perceptual", ("specks", "blobs"), any_of=True)),
+          "blobs without less with, three seeds; specks not measured", ("ablations",), changed("no perceptual", ("blobs",))),
     Claim("Padding is best counted as hole", "paper on padding (2018)", "25_ablations",
           "error with the border counted as known less without, three seeds", ("ablations",), changed("border known", ("hole_l1",)), 4),
     Claim("Full-channel masks cost more memory", "author, in an issue", "lab/bench",
