@@ -160,6 +160,7 @@ def test_plan():
     with pytest.raises(InputError, match='tiny or full'): ablation_plan('huge')
 
 
+@pytest.mark.slow
 def test_every_variant_trains_and_is_recorded(tmp_path, monkeypatch):
     "Eight batches of every variant: none is the base in disguise, and the record has them all."
     monkeypatch.setitem(BASES, 'tiny', replace(BASES['tiny'], n_faces=40, n_masks=20, width=4))

@@ -211,6 +211,7 @@ def record(light, peers, tmp_path, monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_record(record, tmp_path):
     assert json.loads((tmp_path/'speed.json').read_text()) == json.loads(json.dumps(record)) and not (tmp_path/'speed.json.part').exists()
     assert str(tmp_path) not in (tmp_path/'speed.json').read_text()
@@ -245,6 +246,7 @@ def test_a_column_that_was_not_measured():
     assert len(chart(dict(rows=[row]), 'm').axes) == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(light, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_module, 'measure_details', lambda state, keep, say: state.setdefault('details', {}))
     monkeypatch.setattr(bench_module, 'networks', lambda **config: {'plain': networks_module.PlainUNet(**config), 'fast': FastPConvUNet(**config)})
@@ -294,14 +296,15 @@ def test_vgg_shaped_is_a_vgg16():
     assert [tuple(c.weight.shape[:2]) for c in convs] == [(64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (256, 256)]
 
 
-@pytest.mark.parametrize('args,word', [(['--peers', 'nowhere'], 'nowhere: no such folder'), (['--peers', '.'], 'holds neither'), (['--batch', '0'], '--batch is 0'),
-                                       (['--mode', 'three'], '--mode three'), (['--device', 'tpu'], '--device tpu')])
+@pytest.mark.parametrize('args,word', [(['--batch', '0'], '--batch is 0'), *(pytest.param(*o, marks=pytest.mark.slow) for o in [
+    (['--peers', 'nowhere'], 'nowhere: no such folder'), (['--peers', '.'], 'holds neither'), (['--mode', 'three'], '--mode three'), (['--device', 'tpu'], '--device tpu')])])
 def test_one_line_for_what_cannot_be_done(tmp_path, args, word):
     code, out, err = shell('lab bench', *args, cwd=tmp_path)
     assert code == 2 and out == '' and err.startswith('pconv lab bench: error: ') and word in err and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_quick_from_a_shell(tmp_path):
     (tmp_path/'nbs'/'results').mkdir(parents=True)
     code, out, err = shell('lab bench', '--quick', '--mode', 'one', '--threads', '1', '--device', 'cpu', cwd=tmp_path)

@@ -418,6 +418,7 @@ def test_command_in_this_process(file, tmp_path, monkeypatch, capsys):
     assert not (tmp_path/'x').exists()
 
 
+@pytest.mark.slow
 def test_onnx_takes_it(layout, file, tmp_path):
     for module in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(module)
     from pconv_course.tools.onnx import export_onnx

@@ -66,6 +66,7 @@ def test_same_bits_everywhere():
     assert fingerprint() == FINGERPRINT
 
 
+@pytest.mark.slow
 def test_same_bits_in_another_process_and_with_other_threads():
     code = "import cv2, sys; cv2.setNumThreads(int(sys.argv[1])); sys.path.insert(0, sys.argv[2]); import test_data; print(test_data.fingerprint())"
     out = [subprocess.run([sys.executable, "-W", "ignore", "-c", code, n, str(Path(__file__).parent)], capture_output=True, text=True, check=True).stdout.split()[-1]
@@ -92,6 +93,7 @@ def test_every_trait_paints_and_shows():
     assert set(faces_module.LOCKS) >= {n for names in faces_module.LAYERS.values() for n in names}
 
 
+@pytest.mark.slow
 def test_all_faces_are_different_people():
     a = np.stack([draw_face(s, 32) for s in range(200)]).astype(float)
     d = np.abs(a[:, None] - a[None]).mean((2, 3, 4)) + 1e9*np.eye(200)
@@ -805,6 +807,7 @@ def test_a_gpu_gets_bytes(ready):
     assert seen[0] == (torch.uint8, "meta") and (gt.dtype, gt.device.type) == (torch.float32, "meta")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(tmp_path):
     "Twice as many faces, the same memory: reading keeps nothing (a map of the file, or keeping faces, would take 59 MB more)."
     for i in range(600): write(tmp_path / "src" / f"{i:04d}.jpg", np.full((256, 256, 3), i % 251, np.uint8), quality=50)

@@ -169,6 +169,7 @@ def test_complaints_before_the_start_are_told_once(tmp_path):
     assert [code for code, _ in ended] == [2, 2] and sorted(text.count('\n') for _, text in ended) == [0, 1]
 
 
+@pytest.mark.slow
 def test_launcher(tmp_path):
     "accelerate launch, with the command (its --cpu starts one process, or many through MPI; --multi_gpu starts them on CPUs as well)."
     launch = [sys.executable, '-W', 'ignore', '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',

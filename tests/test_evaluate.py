@@ -441,7 +441,7 @@ def alarms(draw, *groups, n=400):
 def test_the_rule_cries_wolf_in_one_world_of_twenty(n): assert .02 < alarms(lambda rng: rng.normal(size=n)) < .09
 
 
-@pytest.mark.parametrize("repeat", ["faces", "masks", "both", "few faces"])
+@pytest.mark.parametrize("repeat", ["both", *(pytest.param(o, marks=pytest.mark.slow) for o in ("faces", "masks", "few faces"))])
 def test_the_rule_keeps_its_rate_when_things_repeat(repeat):
     "Effects of faces, of masks, or of both; counting pairs one by one would tell several times as often."
     faces, masks = (5 if repeat == "few faces" else 60), 80

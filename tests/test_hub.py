@@ -224,6 +224,7 @@ def test_only_some_numbers(hf, tmp_path):
     assert read_json(tmp_path / "out" / "manifest.json")["valid"] == HELD[:2] and len([k for k in hf.log if k[0] == "GET"]) == 1
 
 
+@pytest.mark.slow
 def test_the_command_in_a_terminal(hf, tmp_path):
     "The real command in a process of its own, told by HF_ENDPOINT where its host is."
     env = {**os.environ, "HF_ENDPOINT": f"http://localhost:{hf.server_port}", "HF_HOME": str(tmp_path / "hf")}

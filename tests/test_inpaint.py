@@ -441,6 +441,7 @@ def test_command_in_a_shell(folder):
     assert r.returncode == 0 and all(o in r.stdout for o in ("-o O", "--hole", "--model", "--compare", "--overwrite", "[mask]"))
 
 
+@pytest.mark.slow
 def test_huge_photos_stay_within_memory(tmp_path, folder):
     """8,000 x 8,000 px with scratches and a large hole, from file to PIL image, below 2 GB in a process of its own.
 
@@ -488,6 +489,7 @@ def test_bench_goes_on_where_it_was_stopped(folder, tiny, monkeypatch):
     assert len(called) == 13
 
 
+@pytest.mark.slow
 def test_a_case_of_the_bench(folder, tmp_path):
     "Each engine in a process of its own: its peak is not its parent's; too little memory is a row."
     onnx, _ = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

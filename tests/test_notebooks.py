@@ -45,7 +45,14 @@ def run_alone(nb):
         return process.exitcode == 0 and not late, text.read()[-8000:]
 
 
-@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.relative_to(TOP / "nbs").with_suffix("").as_posix())
+def place(nb): return nb.relative_to(TOP / "nbs").with_suffix("").as_posix()
+
+
+# Each takes more than half a minute and shows what the tests of its module check; `make test-all` runs them.
+LONG = ("lab/ablations", "lab/bench", "lab/charts", "lab/clocks", "lab/trials")
+
+
+@pytest.mark.parametrize("nb", [pytest.param(p, id=place(p), marks=[pytest.mark.slow] if place(p) in LONG else []) for p in NBS])
 def test_notebook_runs(nb):
     ok, text = run_alone(nb)
     assert ok, text

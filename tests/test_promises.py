@@ -30,7 +30,7 @@ def same(f, net, sizes):
     for s in sizes: assert_close(f(*example(*s)), net(*example(*s)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("form, dynamic", [("fast", None), ("fast", True), ("readable", None)])
+@pytest.mark.parametrize("form, dynamic", [("fast", None), *(pytest.param(*o, marks=pytest.mark.slow) for o in (("fast", True), ("readable", None)))])
 def test_torch_compile_takes_several_sizes_in_turn(form, dynamic):
     torch._dynamo.reset()
     net = make(form)

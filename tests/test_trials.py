@@ -109,6 +109,7 @@ def test_held_out_pairs_are_fixed():
 
 LATE = (Phase(3e-3, share=3, features=False), Phase(6e-4, freeze_bn=True))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('twist, change, price', [(dict(features_every=4), {}, .25), (dict(features_crop=2), {}, .25), (dict(features_bf16=1), {}, 1.), ({}, dict(phases=LATE), .25),
                                                    ({}, dict(features_reduce=2), .25), (dict(features_bf16=1), dict(features_reduce=2), .25), ({}, dict(phases=LATE, features_reduce=2), 1/16)])
 def test_price_of_features(spy, twist, change, price):
@@ -221,6 +222,7 @@ def test_record_comes_back(tmp_path):
     assert {'date', 'commit', 'packages'} <= back['provenance'].keys() and back['data']['sets'][0]['sha256'].startswith(back['runs'][0]['data'])
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     run = lambda *args: subprocess.run([*MODULE, 'lab', 'trials', '--plan', *args], capture_output=True, text=True, timeout=300,
                                        env={k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'})
