@@ -34,7 +34,7 @@ def load_model(
     impl="fast",  # 'fast' or 'readable', as in `build_unet`
 ) -> tuple:  # the network in eval mode, and its configuration as a dict
     "The network that a run trained. Nothing is unpickled. Raises `InputError` when the file is missing or damaged."
-    if not Path(path).expanduser().exists() and str(path) in pretrained_names(): return load_pretrained(path, device, say=None, impl=impl)
+    if not Path(path).expanduser().exists() and str(path) in pretrained_names(): return load_pretrained(str(path), device, say=None, impl=impl)
     path = weights_file(path)
     if not path.is_file(): raise InputError(f"{path}: no such file; give the folder of a run, or its model.safetensors")
     try:

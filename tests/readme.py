@@ -33,7 +33,7 @@ def readme():
     "The text of README.md as nbs/index.ipynb has it."
     cells = json.loads((TOP / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join(t.strip() for t in map(cell_text, cells) if t.strip())
-    text = re.sub(r"\]\((?=(?:images/|[\w/-]+\.ipynb))", "](nbs/", text)
+    text = re.sub(r"\]\((?=(?:images/|[\w/-]+\.(?:ipynb|qmd)))", "](nbs/", text)
     note = "<!-- Generated from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->"
     return f"{note}\n\n{text}\n"
 

@@ -64,7 +64,7 @@ def test_report_stands_alone(made):
     page = (folder/"report.html").read_text(encoding="utf-8")
     assert not re.findall(r'https?:|//[a-z]|<script|<link|@import|url\(', re.sub(r'base64,[^"]*', "", page))
     assert all(s.startswith("data:image/png;base64,") for s in re.findall(r'src="([^"]*)', page)) and page.count("<img") == 6
-    assert all(len(a) > 10 for a in re.findall(r'alt="([^"]*)"', page)) and page.count("alt=") == 5
+    assert all(len(a) > 10 for a in re.findall(r'alt="([^"]*)"', page)) and page.count("alt=") == 6
     assert "prefers-color-scheme:dark" in page and f"{record['training']['images']:,} pictures" in page
     for o in (page, (folder/"metrics.json").read_text()): assert str(folder.parent) not in o and str(Path.home()) + "/" not in o
     for row in record["cases"].values(): assert str(escape(row["verdict"][1:])) in page

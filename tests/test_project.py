@@ -49,7 +49,7 @@ def copy(tmp_path_factory):
 
 def test_no_notebook_left_files_behind():
     "Notebooks run in their own folders; what they write goes to a temporary one."
-    known = {".ipynb", ".qmd", ".yml", ".scss", ".css", ".lua", ".json", ".png", ".svg", ".webp", ".woff2", ".html", ".js", ".mjs", ".py", ".txt"}
+    known = {".ipynb", ".qmd", ".yml", ".scss", ".css", ".lua", ".json", ".png", ".jpg", ".svg", ".woff2", ".html", ".js", ".mjs", ".py", ".txt"}
     left = [p.relative_to(TOP).as_posix() for p in (TOP / "nbs").rglob("*") if p.is_file() and p.suffix not in known and "node_modules" not in p.parts and "__pycache__" not in p.parts
             and not any(o.startswith(".") for o in p.relative_to(TOP).parts)]
     assert not left
