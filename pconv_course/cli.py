@@ -134,13 +134,13 @@ def _begun(start=None, network=None, **changes):
     "Changes of a recipe: with `start`, also those that make its network the one whose weights it begins with. Raises `UsageError`, `InputError`."
     given = {k: v for k, v in dict(start=start, network=network).items() if v is not None} | changes
     if start is None: return given
-    from pconv_course.weights import load_model, pretrained_names, weights_dir
+    from pconv_course.weights import load_model, packaged_file
     start = "faces" if start == "pretrained" else start
     theirs = load_model(start)[1]["model"]
     shape = {k: theirs.get(k, v) for k, v in dict(depth=None, width=None, formula="paper", network="partial").items()}
     if network not in (None, shape["network"]):
         raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
-    return given | shape | (dict(start=str(weights_dir()/f"{start}.safetensors")) if not os.path.exists(start) and start in pretrained_names() else {})
+    return given | shape | (dict(start=str(file)) if (file := packaged_file(start)) else {})
 
 # %% ../nbs/cli.ipynb #e1566c93
 def _check_device(name):
@@ -261,7 +261,7 @@ def inpaint_cmd(
     mask: Param("mask, or folder with a mask of the same name for each photo; without: the hole is marked on the photo itself", str, opt=False, nargs="?") = None,
     o: Dash("the result: a file such as fixed.png, or a folder", str, required=True) = None,
     hole: str = None,  # what marks the hole: white, black, alpha (transparent), opaque (painted on a transparent layer), or a colour such as "#ff0000"
-    model: str = None,  # folder of a run of pconv train, or its model.safetensors; without: the weights of the package
+    model: str = None,  # folder of a run of pconv train, its model.safetensors, or drawn; without: the weights faces of the package
     compare: bool = False,  # also write NAME-compare.png: before, mask, after
     overwrite: bool = False,  # replace results that are there already
     fit: bool = False,  # stretch masks of another size than their photo's

@@ -27,7 +27,7 @@ from fastcore.foundation import L
 # %% ../nbs/03_data.ipynb #60f8e3f0
 from .base.core import InputError, read_json, sha256_of
 from .base.faces import check_size, draw_face
-from .base.pictures import decode, face_ids, list_pictures, naming, read_face
+from .base.pictures import decode, face_ids, left_out, list_pictures, naming, read_face
 from .base.pixels import cache_path, FaceWarning, pixel_cache
 from .base.show import to_array
 
@@ -311,7 +311,7 @@ def open_faces(src, size, n=None, seed=0):
     elif src == "drawn": return DrawnFaces(1000 if n is None else n, size, seed)
     else:
         faces = FaceFiles(src, check_size(size))
-        for name, why in list(faces.aside.items())[:1]: warnings.warn(f"{len(faces.aside)} files of {src} are left out: {name} is {why}", FaceWarning, stacklevel=3)
+        if text := left_out(src, faces.aside): warnings.warn(text, FaceWarning, stacklevel=3)
     if n is None or n >= len(faces): return faces
     return faces.subset(sorted(sorted(faces.ids, key=lambda i: hash01(i, f"sample {seed}"))[:n]))
 

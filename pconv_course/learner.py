@@ -25,7 +25,7 @@ from fastcore.foundation import L
 
 # %% ../nbs/14_learner.ipynb #65fd114c
 from .base.core import InputError
-from .base.show import check_values, paint_hole, show_images, show_strip, strip_array
+from .base.show import check_values, many_channels, paint_hole, show_images, show_strip, strip_array
 from .data import FaceDL
 from .metrics import clamped_comp, hole_l1_error, psnr, ssim
 from .networks import build_unet
@@ -47,7 +47,7 @@ def masked_batch(
     check=False,  # look at the values, too (`check_values`)?
 ) -> tuple:  # xb = (inp, m) and yb = (gt, m)
     "What the network and the loss are given. Raises `InputError` for a mask that does not fit: broadcasting would hide it."
-    if m.ndim == 4 and m.shape[1] != 1: raise InputError(f"masks {tuple(m.shape)} have no single channel; give (B,1,H,W), such as m[:, :1]")
+    if m.ndim == 4 and m.shape[1] != 1: raise InputError(many_channels(m))
     if gt.ndim != 4 or m.shape != (len(gt), 1, *gt.shape[2:]):
         raise InputError(f"masks {tuple(m.shape)} don't fit faces {tuple(gt.shape)}; make a bank of masks of the faces' size")
     if check: check_values(gt, m)

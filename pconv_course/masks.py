@@ -21,7 +21,7 @@ import torch
 # %% ../nbs/02_masks.ipynb #53c9f032
 from .base.bits import pack_masks, PackedMasks, read_npz, write_npz
 from .base.core import InputError
-from .base.pictures import _binary, _doubt, _greyness, mask_files, MaskWarning, soft_mask
+from .base.pictures import _binary, _doubt, _greyness, left_out, mask_files, MaskWarning, soft_mask
 from .base.strokes import _draw, brush_paths, DIRECTIONS, ellipses, whole_numbers, widths
 
 # %% ../nbs/02_masks.ipynb #e88e8207
@@ -355,7 +355,7 @@ def load_masks(
             yield _binary(soft, size, threshold, name, hole)
     packed, shape = pack_masks(each())
     info = dict(kind="read", hole=hole, grey_pixels=sum(grey), grey_files=sum(g > 0 for g in grey), not_opened=len(found.aside), no_pictures=len(found.others))
-    for name, why in list(found.aside.items())[:1]: warnings.warn(f"{len(found.aside)} files of {src} are left out: {name} is {why}", MaskWarning, stacklevel=2)
+    if text := left_out(src, found.aside): warnings.warn(text, MaskWarning, stacklevel=2)
     bank = MaskBank(packed, shape, names, info)
     _doubt(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
     return bank

@@ -16,6 +16,7 @@ import torch
 
 # %% ../nbs/18_pairs.ipynb #fcc8e88e
 from .base.core import InputError, sha256_of
+from .base.pictures import natural
 from .data import DrawnFaces, in_ranges, open_faces, split_ids
 from .masks import bucket_of, KINDS, load_masks, MaskBank, touches_border
 
@@ -130,7 +131,6 @@ def same_names(ids, names, limit=None) -> tuple:
     both = set(map(stem, ids)) & set(map(stem, names))
     if not both: raise InputError(f"no face and no mask share a name ({stem(ids[0])!r}, {stem(names[0])!r}); rename them, or pair them by the seed")
     faces, masks = by_stem(ids, both, "faces"), by_stem(names, both, "masks")
-    natural = lambda o: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", o)]
     both = sorted(both, key=natural)[:limit]
     return [faces[o] for o in both], [masks[o] for o in both]
 

@@ -457,6 +457,10 @@ def read_mask(
     return m
 
 # %% ../../nbs/base/pictures.ipynb #f5a0cd95
+def left_out(src, aside):
+    "What a warning says of the files in `aside` ({name: reason}) of the source `src`: how many, and why the first; None without any."
+    return next((f"{len(aside)} files of {src} are left out: {name} is {why}" for name, why in aside.items()), None)
+
 def natural(name): return [int(o) if o.isdigit() else o for o in re.split(r"(\d+)", name)]
 
 def mask_files(src):

@@ -331,7 +331,7 @@ WRITE_UP += [
     Claim("One stage fewer suits 256 px", "architecture", "04_unet", "seven and eight stages, trained alike", (), unmeasured("one depth was trained")),
     Claim("Total variation for smoothness", "loss", "25_ablations", "specks without the term and with", (), unmeasured("the base of the ablation still has many more specks than the truth")),
     Claim("About 10 % of the original training", "setup", "16_recipe", "pictures of both", (), unmeasured("the paper gives days, not pictures")),
-    Claim("Recovers glasses and beards", "cases 1 and 2", "23_large_central", "is there a frame, a beard, after the fill?", (), unmeasured("no measure of either")),
+    Claim("Recovers glasses and beards", "cases 1 and 2", "23_large_central", "is there a frame, a beard, after the fill?", (), unmeasured("on photographs no measure of either; the card has one on drawn faces")),
     Claim("Promise for real-world editing", "conclusion", "21_inpainting", "people who edit", (), unmeasured("nobody was asked"))]
 
 # %% ../../nbs/lab/ledger.ipynb #9d84967d

@@ -39,7 +39,7 @@ from ..metrics import mean_fill, METRICS, score_each, telea_fill
 from ..recipe import PRESETS, recipe_rows
 from ..runs.run import read_log
 from ..runs.train import train
-from ..weights import load_model, load_pretrained, weights_dir
+from ..weights import load_model, load_pretrained, pretrained_names, weights_dir
 
 # %% ../../nbs/tools/demo.ipynb #0303c7f4
 CASES = dict(  # name: (title, kind of mask, hole ratio)
@@ -115,7 +115,7 @@ NONE_SHIPS = "No trained network ships with this version, so the photograph is r
 
 def shipped(folder=None, name="faces"):
     "(network, config) of the weights `name` in the package (or in `folder`), None when there are none. Raises `InputError` for damaged ones."
-    return load_pretrained(name, folder=folder, say=None) if (Path(folder or weights_dir())/f"{name}.json").is_file() else None
+    return load_pretrained(name, folder=folder, say=None) if name in pretrained_names(folder or weights_dir()) else None
 
 # %% ../../nbs/tools/demo.ipynb #03547322
 PORTRAIT = dict(telea="Telea", ours="the little network", shipped="the shipped network")
@@ -141,7 +141,8 @@ def restored(
     "PNG bytes: drawn faces that the weights 'drawn' never saw, restored by them. Also in the file OUT-restored.png. None when no such weights ship."
     if not (model := shipped(folder, "drawn")): return None
     size, n = model[1]["recipe"]["size"], sum(RESTORED.values())
-    gt = torch.stack([DrawnFaces(n, size, seed=4242)[i] for i in range(n)])
+    faces = DrawnFaces(n, size, seed=4242)
+    gt = torch.stack([faces[i] for i in range(n)])
     m = torch.cat([MaskBank.make(k, size, seed + 2000, kind).fixed(k, seed) for kind, k in RESTORED.items()])
     fills = dict(telea=telea_fill(gt, m), drawn=inpaint_batch(model[0], gt, m)[1])
     png = png_bytes(comparison_figure(gt, m, fills, dict(telea="Telea", drawn="after hours"), 2))
@@ -297,7 +298,8 @@ def report_page(record, pngs, curve_png):
     versions = {k: v for k, v in record["provenance"].items() if not isinstance(v, dict)} | record["provenance"]["packages"]
     return fill_template(text, record=record, training=record["training"], trained=trained_sentence(record),
                          cases=[case_part(c, record["cases"][c], pngs[c]) for c in CASES], buckets=bucket_texts(record["buckets"]),
-                         restored=dict(png=pngs.get("restored"), alt=RESTORED_ALT), portrait=dict(png=pngs["portrait"], alt=PORTRAIT_ALT), none_ships=NONE_SHIPS, numbers=result_rows(record["cases"]),
+                         restored=dict(png=pngs.get("restored"), alt=RESTORED_ALT),
+                         portrait=dict(png=pngs["portrait"], alt=PORTRAIT_ALT), none_ships=NONE_SHIPS, numbers=result_rows(record["cases"]),
                          curve=curve_png, versions=list(versions.items()))
 
 # %% ../../nbs/tools/demo.ipynb #fad66ef2
