@@ -29,8 +29,8 @@ def bench_cmd(
     size: int = None,     # side of the images in pixels; 256 when absent
     depth: int = None,    # stages of the networks; 7 when absent
     width: int = None,    # channels of their first stage; 64 when absent
-    rounds: int = None,   # rounds for forward and step; 3 when absent
-    whole_rounds: int = None, # rounds for the whole step; 2 when absent
+    rounds: int = None,   # rounds for forward and step; 9 when absent
+    whole_rounds: int = None, # rounds for the whole step; 9 when absent
     threads: int = None,  # threads where not one; all cores when absent
     mode: str = 'both',   # one: one thread, processor time; all: all threads, time on the wall; or both. On a GPU it doesn't matter
     quick: bool = False,  # toy sizes, a few seconds: only to see that it runs

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MODES', 'PRECISIONS', 'SETTINGS', 'BASE', 'rotated', 'seconds', 'race', 'compare', 'peak_bytes', 'networks',
-           'vgg_shaped', 'BenchTask', 'adam', 'quick', 'entrants', 'tasks', 'measure_memory', 'measure_all', 'threads',
-           'short', 'row', 'rows', 'decoder_stages', 'kernels_twice', 'chunk_sizes', 'step_in_parts', 'median_parts',
-           'mask_rates', 'import_seconds', 'measure_details', 'bench_settings', 'slug', 'bench']
+           'compiled', 'vgg_shaped', 'BenchTask', 'adam', 'quick', 'entrants', 'tasks', 'measure_memory', 'measure_all',
+           'threads', 'short', 'row', 'rows', 'decoder_stages', 'kernels_twice', 'chunk_sizes', 'step_in_parts',
+           'median_parts', 'mask_rates', 'import_seconds', 'measure_details', 'bench_settings', 'slug', 'bench']
 
 # %% ../../nbs/lab/bench.ipynb #efb557cd
 import gc
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -112,11 +113,13 @@ def peak_bytes(
 # %% ../../nbs/lab/bench.ipynb #29a1ff36
 def networks(
     **config): # as in `PConvUNet`
-    "name -> network: plain and partial, in both memory layouts."
-    last = dict(memory_format=torch.channels_last)
-    return {'plain': PlainUNet(**config), 'plain, channels_last': PlainUNet(**config).to(**last),
-            'plain, same decoder': PlainUNet(**config, decoder='transposed'), 'readable': PConvUNet(**config),
-            'fast': FastPConvUNet(**config), 'fast, channels_last': FastPConvUNet(**config).to(**last)}
+    "name -> network: plain and partial, channels_last."
+    nets = {'plain': PlainUNet(**config), 'plain, same decoder': PlainUNet(**config, decoder='transposed'), 'readable': PConvUNet(**config), 'fast': FastPConvUNet(**config)}
+    return {k: net.to(memory_format=torch.channels_last) for k, net in nets.items()}
+
+def compiled(nets):
+    "The fast network and the plain one with its decoder, by `torch.compile`; the weights are shared."
+    return {f'{k}, compiled': torch.compile(nets[k]) for k in ('plain, same decoder', 'fast')}
 
 # %% ../../nbs/lab/bench.ipynb #b503bebb
 def vgg_shaped(
@@ -140,9 +143,8 @@ class BenchTask:
         m: torch.Tensor,       # (B,1,H,W)
         loss: nn.Module|None = None,   # as `InpaintLoss`; for `whole`
         opt=None):             # an optimiser over the parameters of `net`; for `whole`
-        last = next(net.parameters()).is_contiguous(memory_format=torch.channels_last)
         self.net, self.precision, self.m, self.loss, self.opt, self.device = net, precision, m, loss, opt, gt.device.type
-        self.gt = gt.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        self.gt = gt.contiguous(memory_format=torch.channels_last)
         self.inp, self.scaler = self.gt*m, torch.amp.GradScaler(self.device, enabled=precision == 'fp16')
 
     def out(self):
@@ -175,21 +177,21 @@ def whole(self: BenchTask):
 # %% ../../nbs/lab/bench.ipynb #4b84c06b
 def adam(
     net): # a module
-    "The paper's Adam on `net`, its running means allocated; for our own network by one fused kernel, as in `paper_adam`."
-    opt = torch.optim.Adam(net.parameters(), 2e-4, fused=isinstance(net, FastPConvUNet) or None)
+    "The paper's Adam on `net`, its running means allocated; one fused kernel, as in `paper_adam`."
+    opt = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
     for p in net.parameters(): p.grad = torch.zeros_like(p)
     opt.step()
     opt.zero_grad()
     return opt
 
 # %% ../../nbs/lab/bench.ipynb #f99ab883
-SETTINGS = dict(device='cpu', batch=4, size=256, depth=7, width=64, rounds=3, whole_rounds=2, memory_batch=8, threads=2, masks=2000,
+SETTINGS = dict(device='cpu', batch=4, size=256, depth=7, width=64, rounds=9, whole_rounds=9, compile=True, memory_batch=8, threads=2, masks=2000,
                 modes=['one thread', 'all threads'], whole_modes=['all threads'], precisions=['fp32', 'bf16'])
 
 def quick(
     settings): # as `SETTINGS`
     "The same with toy sizes, to see that everything runs."
-    return settings | dict(batch=2, size=32, depth=3, width=8, rounds=2, whole_rounds=1, memory_batch=2, masks=64)
+    return settings | dict(batch=2, size=32, depth=3, width=8, rounds=2, whole_rounds=1, memory_batch=2, masks=64, compile=False)
 
 # %% ../../nbs/lab/bench.ipynb #22f436b7
 def entrants(
@@ -207,7 +209,10 @@ def entrants(
             continue
         try: nets[name] = NaotoUNet(module.PConvUNet, **config)
         except UsageError as e: say(f"left out: {e}")
-    return {k: net.to(settings['device']) for k, net in nets.items()}, check
+    nets = {k: net.to(settings['device'], memory_format=torch.channels_last) for k, net in nets.items()}
+    if settings['compile'] and settings['device'] == 'cpu' and not (shutil.which('g++') or shutil.which('clang++')): say("left out: torch.compile, which finds no C++ compiler here")
+    elif settings['compile']: nets |= compiled(nets)
+    return nets, check
 
 # %% ../../nbs/lab/bench.ipynb #d884a9e4
 def tasks(
@@ -223,9 +228,8 @@ def tasks(
     for precision in settings['precisions']:
         features = vgg_shaped().to(device)
         features.half = torch.bfloat16 if precision == 'bf16' else None
-        for k, net in nets.items():
-            loss = InpaintLoss(features, chunk='auto' if isinstance(net, FastPConvUNet) else None)
-            made[f'{k}, {precision}'] = BenchTask(net, precision, gt, m, loss, opts[k])
+        for k, net in nets.items(): made[f'{k}, {precision}'] = BenchTask(net, precision, gt, m, InpaintLoss(features), opts[k])
+        if 'plain' in nets: made[f'plain, loss at once, {precision}'] = BenchTask(nets['plain'], precision, gt, m, InpaintLoss(features, chunk=None), opts['plain'])
     return made
 
 # %% ../../nbs/lab/bench.ipynb #52771af1
@@ -358,7 +362,7 @@ def step_in_parts(
         kept = []
         took[name] = took.get(name, 0) + seconds(lambda: kept.append(f()), device=task.device)
         return kept[0]
-    gt = part('data', lambda: faces.to(task.device).float().div(255))
+    gt = part('data', lambda: faces.to(task.device).float().div(255).contiguous(memory_format=torch.channels_last))
     m = part('masks from the bank', lambda: bank.sample(len(gt), device=task.device))
     with cast():
         feats, plan = part('encoder', lambda: net.encode(gt*m, m))
