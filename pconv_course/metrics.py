@@ -28,13 +28,15 @@ def mean_fill(
     m,  # masks (B,1,H,W) or (1,1,H,W), 1 = known
 ):
     "(B,3,H,W): the hole in the mean colour of the image's own known pixels (mid-grey when none is known)."
+    check_values(img, m)
     n = m.sum((2, 3), keepdim=True)
     colour = torch.where(m > 0.5, img, 0).sum((2, 3), keepdim=True)/n.clamp(min=1)
     return compose(img, torch.where(n > 0, colour, 0.5).expand_as(img), m)
 
 # %% ../nbs/10_metrics.ipynb #6b6ca17e
 def _one_by_one(fill, img, m):
-    "Fill (B,3,H,W) by `fill(uint8 (H,W,3), hole as bool (H,W))` -> (H,W,3) in 0..255; known pixels stay those of `img`."
+    "Fill (B,3,H,W) by `fill(uint8 (H,W,3), hole as bool (H,W))` -> (H,W,3) in 0..255; known pixels stay those of `img`. Raises `InputError` for values out of range."
+    check_values(img, m)
     m = m.expand(len(img), *m.shape[1:])
     out = [fill(to_array(torch.where(k > 0.5, i, 0)), (k[0] < 0.5).cpu().numpy()) for i, k in zip(img, m)]
     return compose(img, torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).to(img).div(255), m)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
+from pconv_course import metrics
 from pconv_course.base.core import InputError
 from pconv_course.base.show import to_array
 from pconv_course.data import DrawnFaces, face_dls
@@ -186,11 +187,12 @@ WRONG = [(255*GT, M, "divide by 255"), ((GT - .5)/.25, M, "undo the normalisatio
 
 
 @pytest.mark.parametrize("gt, m, says", WRONG)
-@pytest.mark.parametrize("where", ["fit", "validate", "inpaint_batch", "score"])
+@pytest.mark.parametrize("where", ["fit", "validate", "inpaint_batch", "score", "mean_fill", "telea_fill", "ns_fill", "biharmonic_fill"])
 def test_what_cannot_be_meant_is_refused_with_what_to_do(where, gt, m, says):
     with pytest.raises(InputError, match=says) as e:
         if where == "inpaint_batch": inpaint_batch(net(), gt, m)
         elif where == "score": score(gt, GT, m)
+        elif where.endswith("fill"): getattr(metrics, where)(gt, m)
         else:
             data = DataLoader(TensorDataset(gt, m), 2)
             learn = pconv_learner(DataLoaders(data, data), BANK, net())
