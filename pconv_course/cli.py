@@ -178,7 +178,7 @@ def _train(preset, data, out, minutes, resume, device, changes, workers, tensorb
 # %% ../nbs/cli.ipynb #4d902561
 def evaluate_cmd(
     model: several("run folders or model.safetensors files, PATH or NAME=PATH; 'pretrained': the one that ships") = None,
-    baseline: several("fills without a network: telea ns biharmonic mean truth") = None,
+    baseline: several("fills without a network: telea ns biharmonic patchmatch mean average truth") = None,
     outputs: several("folders or zips of finished pictures, PATH or NAME=PATH") = None,
     faces: str = "drawn",  # folder or zip of faces; or 'drawn': faces drawn by code
     masks: str = "mixed",  # folder or zip of masks, .npz of a bank, or a kind: stroke, sparse, central, line_ellipse, mixed
