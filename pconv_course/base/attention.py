@@ -113,17 +113,22 @@ class ContextualAttention(nn.Module):
         patch: int = 3,      # side of the patches that are compared, in places; odd
         rate: int = 2,       # a place stands for rate x rate features
         scale: float = 10.,  # lambda: how firmly the softmax decides
-        fuse: int = 3):      # how many neighbours of a row and of a column vote together; odd, 1: each place alone
+        fuse: int = 3,       # how many neighbours of a row and of a column vote together; odd, 1: each place alone
+        loop: bool = False): # by `attend_loop`?
         super().__init__()
         if patch % 2*(fuse % 2) != 1 or min(patch, rate, fuse) < 1: raise ValueError(f"patch={patch}, rate={rate}, fuse={fuse}: give odd numbers for patch and fuse, and a rate of 1 or more")
-        self.config = dict(patch=patch, rate=rate, scale=scale, fuse=fuse)
+        self.config, self.loop = dict(patch=patch, rate=rate, scale=scale, fuse=fuse), loop
 
     def forward(self, x, m):
         "Features `x` (B,C,H,W) and mask `m` (B,1,H,W) or (1,1,H,W), 1 = known -> (B,C,H,W). ValueError if `rate` doesn't divide H and W."
         rate, dtype = self.config['rate'], torch.promote_types(x.dtype, torch.float32)
         if x.shape[2] % rate or x.shape[3] % rate: raise ValueError(f"features of {x.shape[2]}x{x.shape[3]} at rate={rate}: give multiples of the rate")
         with torch.autocast(x.device.type, enabled=False):
-            out = paste_patches(x.to(dtype), attention_weights(x.to(dtype), m.to(dtype), **self.config), rate)
-        return out.to(x.dtype)
+            return self.compute(x.to(dtype), m.to(dtype)).to(x.dtype)
+
+    def compute(self, x, m):
+        "The same in the type of `x`."
+        if self.loop: return attend_loop(x, m, **self.config)
+        return paste_patches(x, attention_weights(x, m, **self.config), self.config['rate'])
 
     def extra_repr(self): return ', '.join(f'{k}={v}' for k, v in self.config.items())
