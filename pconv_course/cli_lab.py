@@ -71,7 +71,7 @@ def _check_record(path):
 
 # %% ../nbs/cli_lab.ipynb #144ff85d
 def trials_cmd(
-    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes), loss (the six terms and cheaper ones) or weights (how heavy the features may be)
+    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes), loss (the six terms and cheaper ones), weights (how heavy the features may be) or terms (six terms, a critic, or neither)
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
     out: str = "runs/trials",  # folder of the finished trials; run the same command again to go on after an interruption
     record: str = None,  # JSON file for the record of the plan, such as trials.json; the table alone when absent
@@ -85,7 +85,8 @@ def trials_cmd(
     check_number("seeds", seeds, 1, 100)
     out, record = check_place("out", out, folder=True), check_place("record", record)
     _check_record(record)
-    from pconv_course.lab.trials import run_trials, trial_table
+    from pconv_course.lab.plans import run_trials
+    from pconv_course.lab.trials import trial_table
     print(trial_table(run_trials(plan, data, out, record, features, images, seeds, split_words(only, ";") or None)))
 
 # %% ../nbs/cli_lab.ipynb #910e71bb

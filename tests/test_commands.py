@@ -80,11 +80,11 @@ def test_options_for_several_values():
 def test_an_option_given_twice_loses_nothing(monkeypatch):
     "Every option that stands for several values; the variants of trials are named with blanks, so ';' divides them."
     from pconv_course import cli_lab
-    from pconv_course.lab import trials
+    from pconv_course.lab import plans, trials
     read = lambda command, *words: cli.read_options(command, "x", words)
     for option in ("model", "baseline", "outputs", "join"): assert cli.split_words(read(cli.evaluate_cmd, f"--{option}", "a", f"--{option}", "b", "c, d")[option]) == list("abcd")
     seen = []
-    monkeypatch.setattr(trials, "run_trials", lambda *a: seen.append(a[-1]))
+    monkeypatch.setattr(plans, "run_trials", lambda *a: seen.append(a[-1]))
     monkeypatch.setattr(trials, "trial_table", lambda r: "")
     for words in (["--only", "a a; b", "--only", "c"], ["--only", "a a", "b", "c"], []): cli_lab.trials_cmd(**read(cli_lab.trials_cmd, *words))
     cli_lab.trials_cmd(only="a a; b")
@@ -185,7 +185,7 @@ def test_commands_return_nothing(monkeypatch):
     monkeypatch.setattr("pconv_course.tools.demo.demo", lambda *a, **k: dict(cases={}, total_minutes=1.))
     monkeypatch.setattr("pconv_course.tools.demo.case_table", lambda c: "")
     assert pconv("demo", out="x") is None
-    monkeypatch.setattr("pconv_course.lab.trials.run_trials", lambda *a: a)
+    monkeypatch.setattr("pconv_course.lab.plans.run_trials", lambda *a: a)
     monkeypatch.setattr("pconv_course.lab.trials.trial_table", seen.append)
     assert pconv("lab trials", "loss", "faces", "runs", "t.json", "vgg16", 128, 2, "a; b") is None
     assert seen == [("loss", "faces", "runs", "t.json", "vgg16", 128, 2, ["a", "b"])]
@@ -338,7 +338,7 @@ def test_start_brings_its_network(tmp_path, capsys):
                                           ("record", "list.json"), ("out", "file"), ("out", "file/runs"), ("out", "/proc/pconv/runs")])
 def test_trials_that_cannot_be_recorded(option, place, tmp_path, capsys, monkeypatch):
     "Refused before the first trial; what is there stays, and nothing is made."
-    monkeypatch.setattr("pconv_course.lab.trials.run_trials", lambda *a: pytest.fail("the trials began"))
+    monkeypatch.setattr("pconv_course.lab.plans.run_trials", lambda *a: pytest.fail("the trials began"))
     (tmp_path/"folder").mkdir(), (tmp_path/"file").write_text("precious"), (tmp_path/"list.json").write_text("[1]"), (tmp_path/"link").symlink_to(tmp_path/"gone")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as e: pconv("lab trials", **{"out": str(tmp_path/"runs"), option: str(tmp_path/place)})

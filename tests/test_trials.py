@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from pconv_course.training import RunCallback
 from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_learner, recipe_with
 from pconv_course.training import learning_rate
 from pconv_course.evaluation import HeldOut
-from pconv_course.lab.trials import (PLANS, TWISTS, ImageRun, TrialPlan, Variant, fills, jobs, record_plan, run_plan, run_trials, show_trials, step_flop, summary,
-    trial, trial_key, trial_table, work_until)
+from pconv_course.lab.plans import PLANS, fills, looks, run_trials
+from pconv_course.lab.trials import (TWISTS, ImageRun, TrialPlan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key, trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
 TINY = Recipe(size=32, n_faces=60, valid=0.2, masks='stroke', n_masks=20, depth=3, width=6, bs=4, phases=(Phase(3e-3, share=3), Phase(6e-4, freeze_bn=True)))
@@ -238,7 +239,7 @@ def test_plans_can_be_made():
         plan = make('random')
         names = [v.name for v in plan.variants]
         assert len(set(names)) == len(names) and len(list(jobs(plan))) >= len(names) and all(set(v.twist) <= set(TWISTS) for v in plan.variants)
-        assert all(plan.images*v.images % r.bs == 0 for v, _, r, _, _ in jobs(plan))
+        assert all(images % r.bs == 0 for _, _, r, _, images in jobs(plan))
 
 
 def test_another_file_is_another_trial(tmp_path):
@@ -261,7 +262,7 @@ def test_recorded_trials_are_of_todays_plans():
         plan = PLANS[name]('random')
         base = recipe_from(d['base'] | dict(features='none' if d['base']['features'] == 'none' else 'random'))
         assert public_recipe(base) == public_recipe(plan.base) and d['images'] == plan.images and d['twist'] == plan.twist
-        plain = lambda recipe: public_recipe(replace(recipe, name='', seed=0))
+        plain = lambda recipe: public_recipe(replace(recipe, name='', seed=0, features='none' if recipe.features == 'none' else 'random'))
         want = {(v.name, seed): (plain(recipe), v.twist, images) for v, seed, recipe, _, images in jobs(plan)}
         got = {(r['name'], r['seed']): (plain(recipe_with(base, **r['change'])), r['twist'], r['images']) for r in d['runs']}
         assert got == want
@@ -280,6 +281,34 @@ def test_twists_and_scores_of_ones_own(tmp_path):
     run_plan(plan, out=tmp_path, seeds=1, report=lambda t: None, twists=dict(mark=mark))
     assert len(seen) == 2 and len(list(tmp_path.iterdir())) == 2
     with pytest.raises(InputError, match="unknown twist 'mark'; there are output_range"): run_plan(plan, out=tmp_path/'other', report=lambda t: None)
+
+
+def test_scores_at_every_point(tmp_path):
+    "What a plan measures often is in every point of the curve and not at the end; it costs no time of the training; it makes another trial."
+    def level(net, held): return dict(level=float(next(net.parameters()).abs().mean()))
+    def slow(net, held):
+        end = time.process_time() + 1
+        while time.process_time() < end: pass
+        return level(net, held)
+    once, often, late = (run_plan(replace(PLAN, often=o, variants=PLAN.variants[:1]), out=tmp_path, seeds=1, report=lambda t: None, scores=s)[0] for o, s in ((False, level), (True, level), (True, slow)))
+    assert len(list(tmp_path.iterdir())) == 3 and 'scores' not in often
+    levels = [p.pop('level') for p in often['curve']]
+    assert levels[0] != levels[1] == once['scores']['level'] and all('level' not in p for p in once['curve'])
+    assert late['curve'][-1]['cpu_seconds'] < often['curve'][-1]['cpu_seconds'] + 1
+
+
+def test_looks_of_the_fourth_plan(monkeypatch):
+    "Texture always, LPIPS where its weights are: 0 for the truth itself."
+    held = HeldOut(open_faces('drawn', 32, 20), 32, InpaintLoss.pixels())
+    class Truth(torch.nn.Module):
+        def __init__(self): super().__init__(); self.p, self.at = torch.nn.Parameter(torch.zeros(1)), 0
+        def forward(self, inp, m):
+            self.at += len(inp)
+            return held.gt[(self.at - len(inp)) % len(held.gt):][:len(inp)]
+    monkeypatch.setattr('pconv_course.lab.plans.open_lpips', lambda: (None, 'no weights'))
+    assert looks(Truth(), held) == dict(texture=1.)
+    monkeypatch.setattr('pconv_course.lab.plans.open_lpips', lambda: (lambda comp, gt: (comp - gt).abs().amax((1, 2, 3)), None))
+    assert looks(Truth(), held) == dict(texture=1., lpips=0.)
 
 
 def test_scores_are_of_the_averaged_weights():

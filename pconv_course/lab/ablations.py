@@ -24,7 +24,8 @@ from ..artifacts import ABOUT, measure
 from ..base.core import InputError
 from ..base.show import compose
 from ..intervals import fdr, OPEN, over_seeds, p_value, side
-from .trials import record_plan, run_plan, TrialPlan, two_phases, Variant, WEIGHTS_HERE
+from .plans import two_phases, WEIGHTS_HERE
+from .trials import record_plan, run_plan, TrialPlan, Variant
 from ..learner import inpaint_batch
 from ..losses import IMAGENET_MEAN, IMAGENET_STD
 from ..metrics import as_saved, score_each

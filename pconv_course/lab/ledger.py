@@ -309,7 +309,7 @@ WRITE_UP += [
           "the shipped network at 256 px: PSNR [dB] less Telea's, every bucket", ("faces_buckets",), in_every_bucket("psnr", "faces", "telea"), 2),
     Claim("… beside the best fill without a network, too", "asked here", "24_comparison",
           "irregular holes, 64 px: PSNR [dB] less that of the biharmonic fill, every bucket", ("comparison",), in_every_bucket("psnr", "partial", "biharmonic"), 2),
-    Claim("With hyperparameter tuning … strong performance", "conclusion", "lab/trials",
+    Claim("With hyperparameter tuning … strong performance", "conclusion", "lab/plans",
           "error of the paper's steps less that of the tuned ones, three seeds", ("trials",),
           lambda r: changed("paper, pixel terms", ("hole_l1",), "constant 4e-3, EMA .99", ("steps",))(r), 4),
     Claim("Traditional inpainting works for small holes, but struggles with larger ones", "motivation", "24_comparison",
