@@ -77,7 +77,7 @@ class Recipe(Task):
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
-    network: str = 'partial'  # 'partial', 'plain' or 'gated' (chapter 08): what its convolutions make of a hole
+    network: str = 'partial'  # 'partial', 'plain', 'masked', 'gated' or 'attention' (chapter 08): what its convolutions make of a hole
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
@@ -92,7 +92,7 @@ class Recipe(Task):
 # %% ../nbs/16_recipe.ipynb #b39d4f1e
 WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=FORMULAS, per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'),
-               network=('partial', 'plain', 'gated'), channels_last=(True, False))
+               network=('partial', 'plain', 'masked', 'gated', 'attention'), channels_last=(True, False))
 
 def is_whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"

@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = ['known_patches', 'attend_loop', 'attention_weights', 'paste_patches', 'ContextualAttention']
 
+# %% ../../nbs/base/attention.ipynb #13610a6a
+from contextlib import nullcontext
+
 # %% ../../nbs/base/attention.ipynb #f6d21966
 import torch
 import torch.nn.functional as F
@@ -123,7 +126,8 @@ class ContextualAttention(nn.Module):
         "Features `x` (B,C,H,W) and mask `m` (B,1,H,W) or (1,1,H,W), 1 = known -> (B,C,H,W). ValueError if `rate` doesn't divide H and W."
         rate, dtype = self.config['rate'], torch.promote_types(x.dtype, torch.float32)
         if x.shape[2] % rate or x.shape[3] % rate: raise ValueError(f"features of {x.shape[2]}x{x.shape[3]} at rate={rate}: give multiples of the rate")
-        with torch.autocast(x.device.type, enabled=False):
+        known_to_autocast = torch.amp.is_autocast_available(x.device.type)  # not so the meta device
+        with torch.autocast(x.device.type, enabled=False) if known_to_autocast else nullcontext():
             return self.compute(x.to(dtype), m.to(dtype)).to(x.dtype)
 
     def compute(self, x, m):
