@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch import nn
 
 # %% ../nbs/16_recipe.ipynb #1a2c5343
 from .base.core import InputError, markdown_table, read_json
-from .critic import critic_complaints, CriticSpec
+from .critic import CoarseCallback, critic_complaints, CriticSpec
 from .data import face_dls
 from .learner import pconv_learner
 from .losses import open_features
@@ -246,7 +247,7 @@ def recipe_learner(
     dls = face_dls(data, size=r.size, bs=r.bs, n=r.n_faces or None, valid=r.valid, seed=r.seed, num_workers=num_workers, device=device, flip=r.flip)
     bank = lambda n, seed: MaskBank.make(n=n, size=r.size, seed=seed, kind=r.masks, ratio=r.hole_ratio)
     learn = pconv_learner(dls, bank(r.n_masks, r.seed), recipe_model(r).to(dls.device), recipe_loss(r), lr=r.phases[0].lr, seed=r.seed, opt_func=partial(paper_adam, mom=r.betas[0], sqr_mom=r.betas[1]),
-                          valid_bank=bank(min(r.n_masks, 200), r.seed + 1), cbs=cbs)
+                          valid_bank=bank(min(r.n_masks, 200), r.seed + 1), cbs=[*([CoarseCallback()] if r.network == 'attention' else []), *L(cbs)])
     if r.precision != 'fp32': getattr(learn, f'to_{r.precision}')()
     learn.create_opt()
     return learn
