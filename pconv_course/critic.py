@@ -209,8 +209,7 @@ def after_backward(self: CriticCallback):
     "The critic's own step, with the gradients of all pieces and processes."
     if not self.whole or not self.acts: return
     average_gradients(list(self.net.parameters()))
-    self.adam.step()
-    self.adam.zero_grad()
+    self.adam.step(), self.adam.zero_grad()
     if self.spec.spectral: settle(self.net)
     self.count_step()
 

@@ -45,13 +45,11 @@ class PlainUNet(PConvUNet):
 
     def encode(self, x, m):
         "Image and mask -> list of features, the image with zeros in the hole first; and the mask."
-        feats = [self.first(x, m)]
+        feats = [self._first(x, m)]
         for s in self.enc: feats.append(s.act(s.bn(s.conv(feats[-1]))))
         return feats, m
 
-    def first(self, x, m):
-        "What the first convolution gets: the image with zeros in the hole."
-        return torch.where(m > 0, x, 0)
+    def _first(self, x, m): return torch.where(m > 0, x, 0)
 
     def decode(self, encoded):
         "What `encode` returned -> features at the size of the input, and a mask of ones."
@@ -63,11 +61,11 @@ class PlainUNet(PConvUNet):
 # %% ../nbs/08_networks.ipynb #4a2ec0d8
 def _forms(network):
     "The readable and the fast form of a network by its name."
-    plain = lambda kind: (kind, partial(kind, decoder='transposed'))
-    known = dict(partial=(PConvUNet, FastPConvUNet), plain=plain(PlainUNet), masked=plain(MaskedUNet), gated=plain(GatedUNet),
-                 attention=(partial(AttentionNet, loop=True), AttentionNet), adopted=(AdoptedUNet, AdoptedFastUNet))
+    with_decoders = lambda kind: (kind, partial(kind, decoder='transposed'))
+    known = dict(partial=lambda: (PConvUNet, FastPConvUNet), plain=lambda: with_decoders(PlainUNet), masked=lambda: with_decoders(MaskedUNet),
+                 gated=lambda: with_decoders(GatedUNet), attention=lambda: (partial(AttentionNet, loop=True), AttentionNet), adopted=lambda: (AdoptedUNet, AdoptedFastUNet))
     if network not in known: raise ValueError(f"network {network!r} is unknown; use one of {', '.join(known)}")
-    return known[network]
+    return known[network]()
 
 # %% ../nbs/08_networks.ipynb #f9aa9e5f
 def build_unet(
@@ -96,9 +94,7 @@ class MaskedUNet(PlainUNet):
             s.conv = nn.Conv2d(c.in_channels + 1, c.out_channels, c.kernel_size, c.stride, c.padding, bias=c.bias is not None)
         init_he(self)
 
-    def first(self, x, m):
-        "What the first convolution gets: the image with zeros in the hole, and the mask."
-        return with_mask(x, m)
+    def _first(self, x, m): return with_mask(x, m)
 
 # %% ../nbs/08_networks.ipynb #fe997a4d
 class GatedConv2d(nn.Conv2d):
@@ -202,8 +198,7 @@ class AttentionNet(UNetBase):
         self.coarse = nn.Sequential(_down(in_channels + 1, c), _far(4*c, depth), _up(4*c, c, in_channels))
         self.near = nn.Sequential(_down(in_channels + 1, c), _far(4*c, depth))
         self.look, self.attend = _down(in_channels + 1, c), ContextualAttention(loop=loop)
-        self.seen = nn.Sequential(_conv(4*c, 4*c), _conv(4*c, 4*c))
-        self.join = _up(8*c, c, in_channels)
+        self.seen, self.join = nn.Sequential(_conv(4*c, 4*c), _conv(4*c, 4*c)), _up(8*c, c, in_channels)
         for o in self.modules():
             if isinstance(o, nn.Conv2d): nn.init.kaiming_normal_(o.weight), nn.init.zeros_(o.bias)
 
