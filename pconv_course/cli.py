@@ -109,7 +109,7 @@ def train_cmd(
     precision: str = None,  # fp32, bf16 or fp16; the last two compute in half precision, fp16 with a scaled loss
     accumulate: int = None,  # pieces in which a batch of --bs pictures is computed when it is too large for the memory
     start: str = None,  # run folder or model.safetensors whose network and weights to begin with; faces or drawn: those of the package
-    network: str = None,  # what its convolutions make of a hole: partial, plain or gated
+    network: str = None,  # what its convolutions make of a hole: partial, plain, masked, gated, attention
     workers: int = None,  # processes that read pictures ahead; none when absent
     tensorboard: bool = False,  # write curves for TensorBoard into the run folder
     dry_run: bool = False,  # only say what the run would be, need and take on this machine; writes no run

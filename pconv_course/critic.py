@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['CriticSpec', 'Critic', 'hole_patches', 'in_hole', 'critic_loss', 'adversarial_loss', 'feature_matching', 'r1_penalty',
-           'CriticCallback', 'RunCritic']
+           'settle', 'CriticCallback', 'RunCritic', 'CoarseCallback']
 
 # %% ../nbs/15_critic.ipynb #1d741442
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 # %% ../nbs/15_critic.ipynb #3108c7f5
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode
+from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 # %% ../nbs/15_critic.ipynb #ee9127ff
 from .base.show import compose
 from .losses import computing_in
+from .objective import InpaintLoss
 from .step import average_gradients, FusedAdam, optimizer_state, restore_optimizer
 
 # %% ../nbs/15_critic.ipynb #947f20ce
@@ -33,7 +36,11 @@ class CriticSpec:
     lr: float = 3e-4  # step size of its own Adam (0, 0.99)
     r1: float = 0.2  # of the penalty on its slope at real pictures, in the steps that have one
     every: int = 16  # every how many steps that is
-    def __str__(self): return ', '.join(f'{k} {v:g}' for k, v in vars(self).items())
+    loss: str = 'logistic'  # 'logistic', or 'hinge': sure answers don't count any more (SN-PatchGAN, Yu et al. 2019)
+    spectral: bool = False  # spectral normalisation of its convolutions?
+    def __str__(self):
+        new = {f.name: f.default for f in fields(self) if f.name in ('loss', 'spectral')}
+        return ', '.join(f'{k} {v:g}' if k not in new else f'{k} {v}' for k, v in vars(self).items() if new.get(k) != v)
 
 # %% ../nbs/15_critic.ipynb #b18a13c3
 def critic_complaints(spec):
@@ -44,18 +51,22 @@ def critic_complaints(spec):
         if not whole(v := getattr(spec, k)): yield f"{k}={v!r}: give a whole number of 1 or more"
     for k in ('weight', 'matching', 'r1'):
         if not number(v := getattr(spec, k)): yield f"{k}={v!r}: give a number of 0 or more"
+    if spec.loss not in ('logistic', 'hinge'): yield f"loss={spec.loss!r}: give logistic or hinge"
+    if spec.spectral not in (True, False): yield f"spectral={spec.spectral!r}: give True or False"
     if not number(spec.lr) or not spec.lr: yield f"lr={spec.lr!r}: give a number above 0"
     if spec.weight == 0 and spec.matching == 0: yield "weight and matching are 0, so nobody listens to it: give one of them, or leave the critic out"
 
 # %% ../nbs/15_critic.ipynb #48ef0c07
 class Critic(nn.Module):
     "Is it real? Pictures (B,3,H,W) in [0,1] and masks (B,1,H,W) to logits of patches (B,1,h,w), of pictures (B,), and the feature maps behind them."
-    def __init__(self, size=64, width=48):
+    def __init__(self, size=64, width=48, spectral=False):
         super().__init__()
         n = max(2, int(math.log2(size/4)))
         c = [4, *(min(width*2**i, max(width, 256)) for i in range(n))]
         self.stages = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(c, c[1:]))
         self.patches, self.whole = nn.Conv2d(c[-2], 1, 1), nn.Conv2d(c[-1], 1, 4)
+        if spectral: self.apply(lambda o: spectral_norm(o) if isinstance(o, nn.Conv2d) else None)
+        self.eval()  # the norm's estimates move in `settle` alone
 
     def forward(self, img, m):
         x, maps = torch.cat([2*img - 1, m.to(img.dtype)], 1), []
@@ -79,16 +90,20 @@ def critic_loss(
     real,  # what a `Critic` says of photographs
     fake,  # and of fills
     where,  # `hole_patches`
+    loss='logistic',  # or 'hinge'
 ):
-    "Negative log-likelihood that photographs are real and fills are not, patches and pictures added: 2.77 at chance."
-    return (in_hole(F.softplus(-real[0]) + F.softplus(fake[0]), where) + F.softplus(-real[1]) + F.softplus(fake[1])).mean()
+    "Negative log-likelihood that photographs are real and fills are not, patches and pictures added: 2.77 at chance. By the hinge what is missing to logits of 1 and -1: 4 at 0."
+    cost = F.softplus if loss == 'logistic' else lambda d: F.relu(1 + d)
+    return (in_hole(cost(-real[0]) + cost(fake[0]), where) + cost(-real[1]) + cost(fake[1])).mean()
 
 def adversarial_loss(
     fake,  # what a `Critic` says of fills
     where,  # `hole_patches`
+    loss='logistic',  # or 'hinge'
 ):
-    "Negative log-likelihood that fills are real, patches and pictures added: 1.39 at chance."
-    return (in_hole(F.softplus(-fake[0]), where) + F.softplus(-fake[1])).mean()
+    "Negative log-likelihood that fills are real, patches and pictures added: 1.39 at chance. Beside the hinge the negative logits themselves: 0 at 0."
+    cost = F.softplus if loss == 'logistic' else lambda d: d
+    return (in_hole(cost(-fake[0]), where) + cost(-fake[1])).mean()
 
 # %% ../nbs/15_critic.ipynb #f8a05d32
 def feature_matching(
@@ -111,6 +126,15 @@ def r1_penalty(
         said = (in_hole(patches, hole_patches(m, patches.shape[2:])) + whole).sum()
     slope, = torch.autograd.grad(said, gt, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
+
+# %% ../nbs/15_critic.ipynb #b8a23b88
+@torch.no_grad()
+def settle(critic):
+    "One power iteration for every spectral norm in `critic`, as after every step."
+    critic.train()
+    for o in critic.modules():
+        if isinstance(o, nn.Conv2d): o.weight  # looking at it is what moves the estimate
+    critic.eval()
 
 # %% ../nbs/15_critic.ipynb #43748cac
 class Handed(torch.autograd.Function):
@@ -136,7 +160,7 @@ class CriticCallback(Callback):
         self.spec, self.steps, self.terms = spec, 0, {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = Critic(size, spec.width)
+            self.net = Critic(size, spec.width, spec.spectral)
         self.adam = FusedAdam(self.net.parameters(), lr=spec.lr, mom=0., sqr_mom=.99)
 
     def before_fit(self): self.net.to(next(self.model.parameters()).device)
@@ -160,9 +184,9 @@ def judge(self: CriticCallback, out, gt, m):
         real, fake = self.net(gt, m), self.net(compose(gt, out, m), m)
     real, fake = ((p.to(out.dtype), w.to(out.dtype), maps) for p, w, maps in (real, fake))
     where = hole_patches(m, real[0].shape[2:])
-    fooled, alike = self.spec.weight*adversarial_loss(fake, where), self.spec.matching*feature_matching(fake[2], real[2])
+    fooled, alike = self.spec.weight*adversarial_loss(fake, where, self.spec.loss), self.spec.matching*feature_matching(fake[2], real[2])
     gradient, = torch.autograd.grad(fooled + alike, out, retain_graph=True)
-    return fooled.detach(), alike.detach(), gradient, critic_loss(real, fake, where)
+    return fooled.detach(), alike.detach(), gradient, critic_loss(real, fake, where, self.spec.loss)
 
 # %% ../nbs/15_critic.ipynb #d7676091
 @patch
@@ -185,8 +209,8 @@ def after_backward(self: CriticCallback):
     "The critic's own step, with the gradients of all pieces and processes."
     if not self.whole or not self.acts: return
     average_gradients(list(self.net.parameters()))
-    self.adam.step()
-    self.adam.zero_grad()
+    self.adam.step(), self.adam.zero_grad()
+    if self.spec.spectral: settle(self.net)
     self.count_step()
 
 @patch
@@ -213,3 +237,15 @@ class RunCritic(CriticCallback):
     def load(self, state, device):
         self.net.to(device).load_state_dict(state['model'])
         restore_optimizer(self.adam, state['opt'])
+
+# %% ../nbs/15_critic.ipynb #1158fb06
+class CoarseCallback(Callback):
+    "Adds the error of an `AttentionNet`'s first answer to its loss, by the loss's own weights of known pixels and hole."
+    order, run_valid = 5.5, False  # before pieces are weighed (6)
+    def before_fit(self):
+        w = self.loss_func.weights
+        self.error = InpaintLoss.pixels({k: w[k] for k in ('valid', 'hole')}, per=self.loss_func.per)
+
+    def after_loss(self):
+        first = self.error(get_model(self.model).guess, *self.yb)
+        self.learn.loss, self.learn.loss_grad = self.loss + first.detach(), self.loss_grad + first

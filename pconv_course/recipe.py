@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch import nn
 
 # %% ../nbs/16_recipe.ipynb #1a2c5343
 from .base.core import InputError, markdown_table, read_json
-from .critic import critic_complaints, CriticSpec
+from .critic import CoarseCallback, critic_complaints, CriticSpec
 from .data import face_dls
 from .learner import pconv_learner
 from .losses import open_features
@@ -77,7 +78,7 @@ class Recipe(Task):
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
-    network: str = 'partial'  # 'partial', 'plain' or 'gated' (chapter 08): what its convolutions make of a hole
+    network: str = 'partial'  # 'partial', 'plain', 'masked', 'gated' or 'attention' (chapter 08): what its convolutions make of a hole
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
@@ -92,7 +93,7 @@ class Recipe(Task):
 # %% ../nbs/16_recipe.ipynb #b39d4f1e
 WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=FORMULAS, per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'),
-               network=('partial', 'plain', 'gated'), channels_last=(True, False))
+               network=('partial', 'plain', 'masked', 'gated', 'attention'), channels_last=(True, False))
 
 def is_whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"
@@ -246,7 +247,7 @@ def recipe_learner(
     dls = face_dls(data, size=r.size, bs=r.bs, n=r.n_faces or None, valid=r.valid, seed=r.seed, num_workers=num_workers, device=device, flip=r.flip)
     bank = lambda n, seed: MaskBank.make(n=n, size=r.size, seed=seed, kind=r.masks, ratio=r.hole_ratio)
     learn = pconv_learner(dls, bank(r.n_masks, r.seed), recipe_model(r).to(dls.device), recipe_loss(r), lr=r.phases[0].lr, seed=r.seed, opt_func=partial(paper_adam, mom=r.betas[0], sqr_mom=r.betas[1]),
-                          valid_bank=bank(min(r.n_masks, 200), r.seed + 1), cbs=cbs)
+                          valid_bank=bank(min(r.n_masks, 200), r.seed + 1), cbs=[*([CoarseCallback()] if r.network == 'attention' else []), *L(cbs)])
     if r.precision != 'fp32': getattr(learn, f'to_{r.precision}')()
     learn.create_opt()
     return learn

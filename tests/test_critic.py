@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from pconv_course.base.core import InputError
 from pconv_course.base.show import compose
-from pconv_course.critic import (Critic, CriticCallback, CriticSpec, adversarial_loss, critic_loss, feature_matching, hole_patches, in_hole, r1_penalty)
+from pconv_course.critic import (CoarseCallback, Critic, CriticCallback, CriticSpec, adversarial_loss, critic_loss, feature_matching, hole_patches, in_hole, r1_penalty, settle)
 from pconv_course.data import face_dls
 from pconv_course.networks import build_unet
 from pconv_course.learner import pconv_learner
@@ -116,6 +116,41 @@ def test_losses_are_likelihoods_of_patches_and_pictures():
         fooled += sum(-p(fake[0][i, 0, y, x]).log() for y, x in at)/len(at) - p(fake[1][i]).log()
     assert_close(critic_loss(real, fake, where), told/3)
     assert_close(adversarial_loss(fake, where), fooled/3)
+
+
+def test_the_hinge_by_a_loop():
+    critic, gt, fill, m = tiny(n=3)
+    real, fake = ((5*p, 5*w, maps) for p, w, maps in (critic(gt, m), critic(compose(gt, fill, m), m)))
+    where = hole_patches(m, real[0].shape[2:])
+    told, fooled = 0., 0.
+    for i in range(3):
+        at = where[i, 0].nonzero().tolist()
+        told += sum(max(0., 1 - real[0][i, 0, y, x].item()) + max(0., 1 + fake[0][i, 0, y, x].item()) for y, x in at)/len(at) + max(0., 1 - real[1][i].item()) + max(0., 1 + fake[1][i].item())
+        fooled -= sum(fake[0][i, 0, y, x].item() for y, x in at)/len(at) + fake[1][i].item()
+    assert_close(critic_loss(real, fake, where, 'hinge').item(), told/3)
+    assert_close(adversarial_loss(fake, where, 'hinge').item(), fooled/3)
+    sure = torch.full((1, 1, 4, 4), 3.), torch.full((1,), 3.)
+    assert critic_loss(sure, [-o for o in sure], torch.ones(1, 1, 4, 4), 'hinge') == 0 < critic_loss(sure, [-o for o in sure], torch.ones(1, 1, 4, 4))
+
+
+def test_spectral_norm():
+    "Singular values of 1; looking moves nothing, a step does; without it the critic is what it was."
+    torch.manual_seed(0)
+    sn, m = Critic(32, 8, spectral=True), torch.ones(1, 1, 32, 32)
+    for _ in range(50): settle(sn)
+    convs = [*sn.stages, sn.patches, sn.whole]
+    for c in convs: assert_close(torch.linalg.matrix_norm(c.weight.flatten(1), 2).item(), 1., rtol=1e-2, atol=0)
+    state = {k: v.clone() for k, v in sn.state_dict().items()}
+    sn(torch.rand(1, 3, 32, 32), m), r1_penalty(sn, torch.rand(1, 3, 32, 32), m)
+    assert all(torch.equal(v, state[k]) for k, v in sn.state_dict().items())
+    with torch.no_grad(): sn.stages[1].parametrizations.weight.original.normal_()
+    settle(sn)
+    moved = [k for k, v in sn.state_dict().items() if not torch.equal(v, state[k]) and '_u' in k]
+    assert any('stages.1.' in k for k in moved) and not sn.training
+    torch.manual_seed(0)
+    plain = Critic(32, 8)
+    assert list(plain.state_dict()) == [f'{n}.{k}' for n in ('stages.0', 'stages.1', 'stages.2', 'patches', 'whole') for k in ('weight', 'bias')]
+    assert torch.equal(plain.stages[0].weight, sn.stages[0].parametrizations.weight.original)
 
 
 def test_patches_outside_the_hole_change_nothing():
@@ -231,7 +266,7 @@ def test_without_r1_and_with_it_every_few_steps():
 @pytest.mark.parametrize('change, word', [
     (dict(critic=dict(width=0)), 'critic: width=0'), (dict(critic=dict(lr=0)), 'critic: lr=0'), (dict(critic=dict(lr=math.nan)), 'critic: lr'), (dict(critic=dict(every=0)), 'critic: every'),
     (dict(critic=dict(weight=-1)), 'critic: weight'), (dict(critic=dict(r1=math.inf)), 'critic: r1'), (dict(critic=dict(weight=0, matching=0)), 'nobody listens'),
-    (dict(critic=dict(rate=1)), 'wrong type'), (dict(critic=3), 'wrong type'), (dict(betas=(1., .9)), 'betas'), (dict(betas=(.9,)), 'betas'), (dict(betas=('a', 'b')), 'betas'),
+    (dict(critic=dict(loss='wasserstein')), 'critic: loss'), (dict(critic=dict(spectral=2)), 'critic: spectral'), (dict(critic=dict(rate=1)), 'wrong type'), (dict(critic=3), 'wrong type'), (dict(betas=(1., .9)), 'betas'), (dict(betas=(.9,)), 'betas'), (dict(betas=('a', 'b')), 'betas'),
     (dict(critic={}, phases=(Phase(1e-3, critic=False),)), 'no phase has critic=True'), (dict(phases=(Phase(1e-3, critic='no'),)), 'critic=.no'),
 ])
 def test_critics_that_make_no_sense(change, word):
@@ -243,6 +278,15 @@ def test_a_critic_goes_through_json():
     r = replace(JUDGED, critic=replace(SMALL, matching=1.))
     assert recipe_from(json.loads(json.dumps(asdict(r)))) == r and recipe_with(TINY, critic={}).critic == CriticSpec()
     assert 'no critic' in str(JUDGED) and 'width 6' in str(JUDGED) and recipe_from(asdict(TINY)).critic is None
+
+
+def test_critics_of_before_are_those_of_today():
+    "A recipe.json without loss and spectral loads, and says of itself what it said."
+    d = json.loads(json.dumps(asdict(JUDGED)))
+    for k in ('loss', 'spectral'): del d['critic'][k]
+    assert recipe_from(d) == JUDGED and (SMALL.loss, SMALL.spectral) == ('logistic', False)
+    assert str(CriticSpec()) == 'width 48, weight 0.1, matching 2, lr 0.0003, r1 0.2, every 16'
+    assert str(CriticSpec(loss='hinge', spectral=True)).endswith('every 16, loss hinge, spectral True')
 
 
 def test_betas_are_those_of_adam():
@@ -286,6 +330,37 @@ def test_interrupted_with_a_critic_is_uninterrupted(judged, tmp_path, step):
     assert any(k.startswith('.critic.model') for k in load_file(judged[0]/'checkpoint.safetensors'))
     assert without_time(back['scores']) == without_time(judged[1]['scores'])
     assert without_time(read_log(judged[0]/'log.jsonl')) == without_time(read_log(tmp_path/'cut'/'log.jsonl'))
+
+
+def test_interrupted_with_spectral_norm_is_uninterrupted(tmp_path):
+    "Weights, the estimates of the singular values, both Adams."
+    r = replace(JUDGED, critic=replace(SMALL, loss='hinge', spectral=True), phases=(Phase(1e-3, epochs=2),))
+    go(r, tmp_path/'whole', log_every=1)
+    with pytest.raises(TrainingInterrupted): go(r, tmp_path/'cut', log_every=1, cbs=[At(5, press())])
+    go(None, tmp_path/'cut', resume=True, log_every=1)
+    same_files(tmp_path/'whole', tmp_path/'cut')
+    state = load_file(tmp_path/'whole'/'checkpoint.safetensors')
+    assert any(k.startswith('.critic.model') and k.endswith('_u') for k in state)
+    assert all(3 < r['train_critic'] < 5 for r in read_log(tmp_path/'whole'/'log.jsonl') if r['kind'] == 'step')
+
+
+def test_the_first_answer_is_trained_too():
+    "Loss and gradient of a step are those of both answers, also in pieces; other networks have no such callback."
+    seen = []
+    class Look(Callback):
+        order, run_valid = 5.7, False
+        def after_loss(self):
+            gt, m = self.yb
+            want = self.loss_func(self.pred, gt, m) + sum(w*t for w, t in zip((1, 6), ((v*(self.model.guess - gt).abs()).mean() for v in (m, 1 - m))))
+            assert_close(self.loss, want.detach())
+            params = list(self.model.parameters())
+            seen.append((torch.autograd.grad(want, params, retain_graph=True), torch.autograd.grad(self.loss_grad, params, retain_graph=True)))
+    r = replace(TINY, network='attention', depth=3, width=8, phases=(Phase(1e-3),))
+    learn = recipe_learner(r, device='cpu', cbs=[Look()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert seen and len([cb for cb in learn.cbs if isinstance(cb, CoarseCallback)]) == 1
+    for a, b in zip(*seen[0]): assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert not [cb for cb in recipe_learner(TINY, device='cpu').cbs if isinstance(cb, CoarseCallback)]
 
 
 def test_killed_with_a_critic(judged, tmp_path):
