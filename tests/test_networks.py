@@ -399,7 +399,6 @@ def test_inpaint_and_evaluate_take_it(runs, network, tmp_path):
 
 
 def test_onnx_takes_it(runs, network, tmp_path):
-    if network == 'attention': pytest.skip('not promised: its export was not tried')
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     from pconv_course.tools.onnx import export_onnx, open_onnx, run_onnx, run_torch
