@@ -1,6 +1,7 @@
 """The site as far as it can be tested without Quarto: what comes from elsewhere goes, code blocks hold no Markdown, formulas are read."""
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -65,6 +66,15 @@ def test_a_whole_folder(finish, tmp_path, monkeypatch):
     for _ in range(2): assert finish.complete(docs) == dict.fromkeys(("other.html", "runs/train.html"), ["https://a.org/x.js"])
     assert built == [docs/"demo"]*2 and css.read_text() == "body{}\n@import 'own.css';" and (docs/"images"/"favicon.svg").is_file()
     assert (docs/"index.html").read_text().count("scroll") == 1 and sorted(f.name for f in (docs/"katex"/"fonts").iterdir()) == ["a.woff2"]
+
+
+def test_no_demo_for_a_readme(tmp_path):
+    "Rendering README.md leaves README.md and an index.html that redirects; whole pages come with site_libs, and make docs has no README.md rendered."
+    (tmp_path/"index.html").write_text('<meta http-equiv="refresh" content="0;URL=\'a.html\'" />')
+    out = subprocess.run([sys.executable, DEMO/"finish.py"], env={**os.environ, "QUARTO_PROJECT_OUTPUT_DIR": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert [f.name for f in tmp_path.iterdir()] == ["index.html"] and not out.stdout + out.stderr
+    recipe = (TOP/"Makefile").read_text(encoding="utf-8").split("\ndocs:")[1].split("\n\n")[0]
+    assert recipe.index("touch README.md") < recipe.index("nbdev_docs")
 
 
 def test_code_blocks_hold_no_markdown(tmp_path):

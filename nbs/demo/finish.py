@@ -57,5 +57,5 @@ def complete(docs):
 
 if __name__ == "__main__":
     docs = Path(os.environ.get("QUARTO_PROJECT_OUTPUT_DIR") or build.TOP/"_docs")
-    if (docs/"index.html").is_file() and (left := complete(docs)):  # README.md is rendered without pages
+    if (docs/"site_libs").is_dir() and (left := complete(docs)):  # for README.md alone Quarto writes no more than a redirection
         sys.exit("\n".join(f"finish.py: {page} asks {', '.join(found)}" for page, found in left.items()))
