@@ -52,8 +52,9 @@ nbs: .venv/installed-dev
 readme: .venv/installed-dev
 	$(BIN)/python tests/readme.py
 
-# Needs quarto and npm on the PATH.
+# Needs quarto and npm on the PATH. After a clone README.md may be the older file, and nbdev would write it anew in a form of its own.
 docs: .venv/installed-dev
+	@touch README.md
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs
 
 # The live demo alone, into _docs/demo; needs npm, not quarto. To look at it: python -m http.server -d _docs, then /demo/.

@@ -262,7 +262,7 @@ def inpaint_cmd(
     o: Dash("the result: a file such as fixed.png, or a folder", str, required=True) = None,
     hole: str = None,  # what marks the hole: white, black, alpha (transparent), opaque (painted on a transparent layer), or a colour such as "#ff0000"
     model: str = None,  # folder of a run of pconv train, its model.safetensors, or drawn; without: the weights faces of the package
-    compare: bool = False,  # also write NAME-compare.png: before, mask, after
+    compare: bool = False,  # also write NAME-compare.png: before, mask, after; in its mask white is known, whatever --hole says
     overwrite: bool = False,  # replace results that are there already
     fit: bool = False,  # stretch masks of another size than their photo's
     grow: int = None,  # widen the hole by so many pixels; without: 3 for a colour, else 0

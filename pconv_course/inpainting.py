@@ -138,7 +138,7 @@ def inpaint_file(
     photo, mask, out,  # paths; mask None: the hole is marked on the photo itself
     model=None,  # as for `inpaint`
     hole=None,  # as for `inpaint`
-    compare: bool = False,  # also write OUT-compare.png: before | mask | after
+    compare: bool = False,  # also write OUT-compare.png: before | mask | after; white is known in the mask, whatever `hole` says
     overwrite: bool = False,  # replace a file that is there
     grow: int | None = None, tolerance: int = 80, fit: bool = False,  # as for `inpaint`
     **how,  # context, feather, bs, progress of `repair`

@@ -394,6 +394,17 @@ def call(capsys, folder, *args, **kwargs):
     return code, out, err
 
 
+@pytest.mark.parametrize("hole", ["black", "white"])
+def test_the_mask_of_a_comparison_is_white_where_known(folder, capsys, hole):
+    m = holes(ord("a"))
+    Image.fromarray(255*(m if hole == "black" else 1 - m).astype(np.uint8)).save(folder/"mask.png")
+    assert call(capsys, folder, folder/"photos"/"a.png", folder/"mask.png", o=folder/"out.png", hole=hole, compare=True)[0] == 0
+    strip = np.asarray(Image.open(folder/"out-compare.png"))
+    before, mask, after = (strip[:, k:k + 50] for k in (0, 58, 116))
+    assert np.array_equal(mask, np.repeat(255*m[..., None], 3, 2)) and (before[m == 0] == np.rint(255*np.array(show.HOLE))).all()
+    assert np.array_equal(before[m == 1], picture(ord("a"))[m == 1]) and np.array_equal(after[m == 1], before[m == 1])
+
+
 def test_command_with_folders(folder, capsys):
     code, out, err = call(capsys, folder, folder/"photos", folder/"masks", o=folder/"out", hole="black", compare=True)
     assert code == 2 and out.count("filled") == 2 and err.splitlines()[-1] == "2 repaired, 1 left out" and "c.png: no masks of this name" in err

@@ -262,6 +262,7 @@ def test_every_chapter_has_its_number_and_opens_in_colab():
         assert title.startswith(f"# {nb.name[:2]} ")
         if nb.stem == "27_card": continue                          # a page to read
         assert f"](https://colab.research.google.com/github/{git.removeprefix('https://github.com/')}/blob/{branch}/nbs/{nb.name})" in button
+        assert button.endswith(")<!-- -->"), "a picture alone in its paragraph becomes a figure on the site, which loses the link and the picture's text"
         extra = COLAB_EXTRAS.get(nb.stem, "")
         line = f'get_ipython().run_line_magic("pip", "install -q pconv_course{extra}@git+{git}")'
         if nb.stem in COLAB_RECORDS: line = f'get_ipython().run_cell("%pip install -q pconv_course@git+{git}\\n!git clone -q --depth 1 {git}\\n%cd pconv_course/nbs")'

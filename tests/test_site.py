@@ -1,6 +1,7 @@
 """The site as far as it can be tested without Quarto: what comes from elsewhere goes, code blocks hold no Markdown, formulas are read."""
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -48,6 +49,38 @@ def test_tables_scroll_by_themselves(finish):
     assert got.count('class="scroll" tabindex="0"') == 2 and re.sub(r"<div[^>]*>|</div>", "", got) == page
 
 
+def test_pages_below_the_top_find_katex(finish, tmp_path):
+    page = '<script defer="" src="katex/katex.min.js"></script><link rel="stylesheet" href="katex/katex.min.css"><a href="katex/LICENSE">a</a>'
+    (tmp_path/"katex").mkdir()
+    for f in ("katex.min.js", "katex.min.css"): (tmp_path/"katex"/f).touch()
+    (tmp_path/"lab").mkdir()
+    assert finish.own(page) == page and finish.missing(page, tmp_path) == []
+    assert finish.missing(page, tmp_path/"lab") == ["katex/katex.min.css", "katex/katex.min.js"], "as Quarto 1.11 writes it"
+    below = finish.own(page, 1)
+    assert below.count("../katex/") == 2 and finish.missing(below, tmp_path/"lab") == [] and finish.own(below, 1) == below
+
+
+def test_files_that_are_missing(finish, tmp_path):
+    (tmp_path/"a b.png").touch()
+    page = '<img src="a%20b.png" alt="a"><img src="b.png?1"><img src="data:image/png;base64,a"><link rel="icon" href="f.svg"><link rel="next" href="no.html"><script src="/at/the/root.js">'
+    assert finish.missing(page, tmp_path) == ["b.png", "f.svg"]
+
+
+def test_cards_show_a_face(finish):
+    for name in ("og", "twitter"):
+        meta = f'<meta property="{name}:image" content="https://a.org/b/images/colab.svg">'
+        assert finish.own(meta) == meta.replace("colab.svg", "restored.jpg")
+    assert finish.own('<img src="images/colab.svg" alt="Open in Colab">') == '<img src="images/colab.svg" alt="Open in Colab">'
+    assert (TOP/"nbs"/"images"/"restored.jpg").is_file()
+
+
+def test_source_is_open_in_lessons_and_folded_elsewhere(finish):
+    source = '<details open="" class="code-fold">\n<summary>Exported source</summary>'
+    other = '<details open="" class="code-fold">\n<summary>The check</summary>'
+    assert finish.own(source + other) == source + other
+    assert finish.own(source + other, lesson=False) == source.replace(' open=""', "") + other
+
+
 def test_a_whole_folder(finish, tmp_path, monkeypatch):
     npm = tmp_path/"npm"
     (npm/"katex"/"dist"/"fonts").mkdir(parents=True)
@@ -61,10 +94,21 @@ def test_a_whole_folder(finish, tmp_path, monkeypatch):
                    "@import url('https://fonts.googleapis.com/css2?family=A;b');\n@import url(https://a.org/c.css);@import 'own.css';")
     (docs/"index.html").write_text(HEAD + "<table></table>", encoding="utf-8")
     (docs/"runs").mkdir()
+    (docs/"site_libs"/"quarto-nav").mkdir()
+    (docs/"site_libs"/"quarto-nav"/"quarto-nav.js").touch()
     for page in ("other.html", "runs/train.html"): (docs/page).write_text('<script src="https://a.org/x.js"></script>', encoding="utf-8")
     for _ in range(2): assert finish.complete(docs) == dict.fromkeys(("other.html", "runs/train.html"), ["https://a.org/x.js"])
     assert built == [docs/"demo"]*2 and css.read_text() == "body{}\n@import 'own.css';" and (docs/"images"/"favicon.svg").is_file()
     assert (docs/"index.html").read_text().count("scroll") == 1 and sorted(f.name for f in (docs/"katex"/"fonts").iterdir()) == ["a.woff2"]
+
+
+def test_no_demo_for_a_readme(tmp_path):
+    "Rendering README.md leaves README.md and an index.html that redirects; whole pages come with site_libs, and make docs has no README.md rendered."
+    (tmp_path/"index.html").write_text('<meta http-equiv="refresh" content="0;URL=\'a.html\'" />')
+    out = subprocess.run([sys.executable, DEMO/"finish.py"], env={**os.environ, "QUARTO_PROJECT_OUTPUT_DIR": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert [f.name for f in tmp_path.iterdir()] == ["index.html"] and not out.stdout + out.stderr
+    recipe = (TOP/"Makefile").read_text(encoding="utf-8").split("\ndocs:")[1].split("\n\n")[0]
+    assert recipe.index("touch README.md") < recipe.index("nbdev_docs")
 
 
 def test_code_blocks_hold_no_markdown(tmp_path):

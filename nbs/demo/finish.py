@@ -2,12 +2,13 @@
 """What the site needs besides Quarto's pages; Quarto runs it after a whole render (`post-render` of _quarto.yml).
 
 The live demo, KaTeX and the pictures are put beside the pages, which then ask no other server for anything: require.js and jQuery, which
-Quarto adds wherever a notebook shows HTML, go, since nothing here uses them. A script or style from elsewhere that is left stops the build."""
+Quarto adds wherever a notebook shows HTML, go, since nothing here uses them. A script or style from elsewhere that is left, or a file that is missing, stops the build."""
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import build
 
@@ -17,12 +18,25 @@ FOREIGN = re.compile(r"""<(?:script|iframe)\b[^>]*\bsrc="((?:https?:)?//[^"]+)"|
                        |\.src\s*=\s*"((?:https?:)?//[^"]+)" """, re.X)
 IMPORT = re.compile(r"""@import\s*(?:url\(\s*)?(?:"https?://[^"]*"|'https?://[^']*'|https?://[^)\s]*)\s*\)?[^;{}]*;""")  # its address may hold a ;
 TABLE = re.compile(r"<table\b.*?</table>", re.S)
+CARD = re.compile(r'(<meta\b[^>]*="(?:og|twitter):image"[^>]*images/)colab\.svg"')
+FOLD = re.compile(r'<details open(?:="")?( class="code-fold">\s*<summary>Exported source</summary>)')
+FILES = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc="([^"#?]+)|<link\b(?=[^>]*\brel="(?:stylesheet|icon)")[^>]*\bhref="([^"#?]+)""")
 
 
-def own(html):
-    "A page without what comes from elsewhere and isn't needed; tables scroll by themselves, also by keyboard."
-    html = REQUIRE.sub("", html)
+def own(html, deep=0, lesson=True):
+    """A page without what comes from elsewhere and isn't needed, `deep` folders below the top; tables scroll by themselves, also by keyboard.
+
+    A card of a page shows a restored face and not the button for Colab; outside the lessons, exported source begins folded, below its signature."""
+    html = CARD.sub(r'\1restored.jpg"', REQUIRE.sub("", html))
+    html = re.sub(r'(<(?:script|link)\b[^>]*\b(?:src|href)=")(?=katex/)', lambda m: m[1] + "../"*deep, html)
+    if not lesson: html = FOLD.sub(r"<details\1", html)
     return TABLE.sub(lambda m: f'<div class="scroll" tabindex="0" role="group" aria-label="Table">{m[0]}</div>', html)
+
+
+def missing(html, folder):
+    "Scripts, styles and pictures that a page in `folder` asks for, by an address relative to it, and that aren't there."
+    found = {a or b for a, b in FILES.findall(html)}
+    return sorted(f for f in found if not re.match(r"[a-z]+:|/", f) and not (folder/unquote(f)).is_file())
 
 
 def foreign(html):
@@ -40,15 +54,16 @@ def katex(out):
 
 
 def complete(docs):
-    "Complete the rendered site in the folder `docs`; the addresses that it still asks other servers for, by page."
+    "Complete the rendered site in the folder `docs`; by page, the addresses that it still asks other servers for, and files that aren't there."
     katex(docs/"katex")
     build.build(docs/"demo")
     shutil.copytree(build.HERE.parent/"images", docs/"images", dirs_exist_ok=True)
     left = {}
     for page in docs.rglob("*.html"):
-        old = page.read_text(encoding="utf-8")
-        if (new := old if 'class="scroll"' in old else own(old)) != old: page.write_text(new, encoding="utf-8")
-        if found := foreign(new): left[page.relative_to(docs).as_posix()] = found
+        old, place = page.read_text(encoding="utf-8"), page.relative_to(docs)
+        lesson = re.search(rf"/nbs/\d\d_{re.escape(page.stem)}\.ipynb", old) is not None  # 01_pconv.ipynb becomes pconv.html, and a link shows where it is from
+        if (new := old if 'class="scroll"' in old else own(old, len(place.parts) - 1, lesson)) != old: page.write_text(new, encoding="utf-8")
+        if found := foreign(new) + missing(new, page.parent): left[place.as_posix()] = found
     for sheet in docs.glob("site_libs/**/*.css"):
         old = sheet.read_text(encoding="utf-8")
         if (new := IMPORT.sub("", old)) != old: sheet.write_text(new, encoding="utf-8")
@@ -57,5 +72,5 @@ def complete(docs):
 
 if __name__ == "__main__":
     docs = Path(os.environ.get("QUARTO_PROJECT_OUTPUT_DIR") or build.TOP/"_docs")
-    if (docs/"index.html").is_file() and (left := complete(docs)):  # README.md is rendered without pages
+    if (docs/"site_libs").is_dir() and (left := complete(docs)):  # for README.md alone Quarto writes no more than a redirection
         sys.exit("\n".join(f"finish.py: {page} asks {', '.join(found)}" for page, found in left.items()))
