@@ -6,7 +6,8 @@
 __all__ = ['MODES', 'PRECISIONS', 'SETTINGS', 'BASE', 'rotated', 'seconds', 'race', 'compare', 'peak_bytes', 'networks',
            'compiled', 'vgg_shaped', 'BenchTask', 'adam', 'quick', 'entrants', 'tasks', 'measure_memory', 'measure_all',
            'threads', 'short', 'row', 'rows', 'decoder_stages', 'kernels_twice', 'chunk_sizes', 'step_in_parts',
-           'median_parts', 'mask_rates', 'import_seconds', 'measure_details', 'bench_settings', 'slug', 'bench']
+           'median_parts', 'mask_rates', 'import_seconds', 'measure_details', 'computes_bf16', 'bench_settings', 'slug',
+           'bench']
 
 # %% ../../nbs/lab/bench.ipynb #efb557cd
 import gc
@@ -425,6 +426,10 @@ def measure_details(
         say(f'{name}: done')
 
 # %% ../../nbs/lab/bench.ipynb #8ddcc7aa
+def computes_bf16():
+    "Has this processor instructions for bf16? Without them it takes many times as long as fp32."
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
 def bench_settings(
     device=None,  # cpu or cuda; the latter when absent and there is one
     quick_run=False,  # toy sizes?
@@ -437,7 +442,7 @@ def bench_settings(
     gpu = torch.cuda.is_available()
     if device == 'cuda' and not gpu: raise UsageError("--device cuda: torch finds no CUDA device here; leave it out, or use cpu")
     settings = SETTINGS | dict(device=device or ('cuda' if gpu else 'cpu'), threads=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    settings |= dict(modes=wanted[mode], whole_modes=wanted[mode][-1:])
+    settings |= dict(modes=wanted[mode], whole_modes=wanted[mode][-1:], precisions=['fp32', 'bf16'] if computes_bf16() else ['fp32'])
     if settings['device'] == 'cuda': settings |= dict(modes=['cuda'], whole_modes=['cuda'], precisions=['fp32', 'bf16', 'fp16'])
     if quick_run: settings = quick(settings)
     return settings | {k: v for k, v in (given or {}).items() if v is not None}

@@ -358,7 +358,7 @@ PAPER = [
           "blobs without less with, three seeds; specks not measured", ("ablations",), changed("no perceptual", ("blobs",))),
     Claim("Padding is best counted as hole", "paper on padding (2018)", "25_ablations",
           "error with the border counted as known less without, three seeds", ("ablations",), changed("border known", ("hole_l1",)), 4),
-    Claim("Full-channel masks cost more memory", "author, in an issue", "lab/bench",
+    Claim("Full-channel masks cost more memory", "author, in an issue", "lab/charts",
           "peak of a step: NVIDIA's layer over ours", ("speed-*",), memory, 1)]
 
 # %% ../../nbs/lab/ledger.ipynb #172b7470

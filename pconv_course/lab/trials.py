@@ -28,6 +28,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/lab/trials.ipynb #7c16b10f
 from ..base.core import InputError, markdown_table, provenance, read_json, sha256_of, write_json
+from ..critic import CriticSpec
 from ..data import open_faces
 from ..evaluation import HeldOut
 from ..fast import flops
@@ -258,6 +259,7 @@ def entries(recipe):
     "The entries of a recipe and of its phases that are not the default, so that an entry which recipes get later leaves old trials what they are; files by their hash."
     public, default, phase = public_recipe(recipe), public_recipe(Recipe()), asdict(Phase(1.))
     own = {k: v for k, v in public.items() if v != default[k]}
+    if recipe.critic: own['critic'] = {k: v for k, v in own['critic'].items() if v != getattr(CriticSpec(), k)}
     files = {k: sha256_of(f) for k in ('features', 'start') if (v := getattr(recipe, k)) and (f := weights_file(v)).is_file()}
     return own | files | dict(phases=[{k: v for k, v in p.items() if k == 'lr' or v != phase[k]} for p in public['phases']])
 
