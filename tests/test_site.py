@@ -121,6 +121,20 @@ def test_code_blocks_hold_no_markdown(tmp_path):
     assert quote["c"][0]["c"][1] == code.replace("[`jpeg_like`](https://a.github.io/b/c.html#jpeg_like)", "jpeg_like").replace("[`x`](https://a.org/y)", "x")
 
 
+def test_links_hold_no_links(tmp_path):
+    if not shutil.which("pandoc"): pytest.skip("no pandoc; Quarto brings its own")
+    text = "[[`train`](https://a.org/t#train), more](t.html); [see [`x`](https://a.org/y)](z.html); [a [b](c.html); [`y`](https://a.org/y)"
+    out = subprocess.run(["pandoc", "-f", "markdown", "-t", "html", "--wrap=none", "--lua-filter", TOP/"nbs"/"plain-code.lua"], input=text, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"<a href.*?</a>", out) == ['<a href="t.html"><code>train</code>, more</a>', '<a href="z.html">see <code>x</code></a>', '<a href="c.html">b</a>',
+                                                  '<a href="https://a.org/y"><code>y</code></a>']
+
+
+def test_what_scrolls_can_be_reached_by_keyboard(finish):
+    page = '<pre><code>1</code></pre><span class="math display">x</span><pre class="sourceCode">a</pre><span class="math inline">y</span>'
+    new = finish.own(page)
+    assert new.count('tabindex="0"') == 2 and finish.own(new) == new and new.replace(' tabindex="0"', "") == page
+
+
 def test_the_configuration_names_files_that_are_there():
     html = CONFIG["format"]["html"]
     assert html["html-math-method"] == dict(method="katex", url="katex/") and html["respect-user-color-scheme"] is True

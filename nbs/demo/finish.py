@@ -24,11 +24,12 @@ FILES = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc="([^"#?]+)|<lin
 
 
 def own(html, deep=0, lesson=True):
-    """A page without what comes from elsewhere and isn't needed, `deep` folders below the top; tables scroll by themselves, also by keyboard.
+    """A page without what comes from elsewhere and isn't needed, `deep` folders below the top; tables, outputs and formulas scroll by themselves, also by keyboard.
 
     A card of a page shows a restored face and not the button for Colab; outside the lessons, exported source begins folded, below its signature."""
     html = CARD.sub(r'\1restored.jpg"', REQUIRE.sub("", html))
     html = re.sub(r'(<(?:script|link)\b[^>]*\b(?:src|href)=")(?=katex/)', lambda m: m[1] + "../"*deep, html)
+    html = re.sub(r'<(pre|span class="math display")>', r'<\1 tabindex="0">', html)
     if not lesson: html = FOLD.sub(r"<details\1", html)
     return TABLE.sub(lambda m: f'<div class="scroll" tabindex="0" role="group" aria-label="Table">{m[0]}</div>', html)
 

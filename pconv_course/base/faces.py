@@ -372,7 +372,7 @@ PARTS = (background, hair_back, body, head, nose, beard, mouth, eyes, brows, fre
 def draw_face(
     seed,  # int >= 0, or a sequence of them: which face
     size=64,  # px per side, 16 to 4096
-    parts=PARTS,  # the painting functions, in order
+    parts=None,  # the painting functions, in order; None: `PARTS`
     **given,  # traits to set by hand, for example glasses='round'; `face_traits` lists them
 ) -> np.ndarray:
     "uint8 (size,size,3): the drawn face `seed`. The same face at every size. Raises `InputError`."
@@ -380,5 +380,5 @@ def draw_face(
     if unknown := given.keys() - vars(t): raise InputError(f"a face has no trait {sorted(unknown)}; it has {', '.join(vars(t))}")
     vars(t).update(given)
     canvas = Canvas(size, t)
-    for part in parts: part(canvas, t)
+    for part in PARTS if parts is None else parts: part(canvas, t)
     return canvas.picture()
