@@ -130,9 +130,9 @@ def test_links_hold_no_links(tmp_path):
 
 
 def test_what_scrolls_can_be_reached_by_keyboard(finish):
-    page = '<pre><code>1</code></pre><span class="math display">x</span><pre class="sourceCode">a</pre><span class="math inline">y</span>'
+    page = '<pre><code>1</code></pre><pre class="text"><code>2</code></pre><span class="math display">x</span><pre class="sourceCode">a</pre><span class="math inline">y</span>'
     new = finish.own(page)
-    assert new.count('tabindex="0"') == 2 and finish.own(new) == new and new.replace(' tabindex="0"', "") == page
+    assert new.count('tabindex="0"') == 3 and finish.own(new) == new and new.replace(' tabindex="0"', "") == page
 
 
 def test_the_configuration_names_files_that_are_there():

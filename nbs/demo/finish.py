@@ -29,7 +29,7 @@ def own(html, deep=0, lesson=True):
     A card of a page shows a restored face and not the button for Colab; outside the lessons, exported source begins folded, below its signature."""
     html = CARD.sub(r'\1restored.jpg"', REQUIRE.sub("", html))
     html = re.sub(r'(<(?:script|link)\b[^>]*\b(?:src|href)=")(?=katex/)', lambda m: m[1] + "../"*deep, html)
-    html = re.sub(r'<(pre|span class="math display")>', r'<\1 tabindex="0">', html)
+    html = re.sub(r'<(pre(?: class="text")?|span class="math display")>', r'<\1 tabindex="0">', html)
     if not lesson: html = FOLD.sub(r"<details\1", html)
     return TABLE.sub(lambda m: f'<div class="scroll" tabindex="0" role="group" aria-label="Table">{m[0]}</div>', html)
 
