@@ -1,7 +1,6 @@
 "Contextual attention: the fast form against the loop, and what happens at the edges of its task."
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 
 from pconv_course.base.attention import ContextualAttention, attend_loop, attention_weights, known_patches, paste_patches
