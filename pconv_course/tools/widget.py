@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from importlib.resources import files
+from inspect import Signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,7 @@ HELP = ("Arrow keys move the cursor, Shift and arrow by one pixel, Home to the m
 class HoleCanvas(anywidget.AnyWidget):
     "The drawing area: what the browser shows. Its deeds arrive as messages, see `InpaintWidget`."
     _esm, _css = STATIC/"widget.js", STATIC/"widget.css"
+    __signature__ = Signature()  # traitlets' own names a type that is not there at runtime
     picture = traitlets.Bytes(b"").tag(sync=True)  # PNG of the picture
     before = traitlets.Bytes(b"").tag(sync=True)  # PNG of the picture before the last run; empty: there is none
     hole = traitlets.Bytes(b"").tag(sync=True)  # PNG of the hole, see `hole_png`
