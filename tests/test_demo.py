@@ -126,7 +126,7 @@ def test_photograph_keeps_its_known_pixels(made):
 
 
 def test_without_weights_the_demo_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(demo, "weights_dir", lambda: tmp_path)
+    monkeypatch.setattr("pconv_course.weights.weights_dir", lambda: tmp_path)
     record = demo.demo(tmp_path/"demo", minutes=None, n_test=4, recipe=TINY)
     assert capsys.readouterr().out.count(demo.NONE_SHIPS) == 1 and not record["portrait"]["shipped"]
     assert escape(demo.NONE_SHIPS) in (tmp_path/"demo/report.html").read_text()

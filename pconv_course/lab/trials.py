@@ -87,7 +87,7 @@ class ImageRun(Training):
 
 # %% ../../nbs/lab/trials.ipynb #729805af
 def step_flop(learn, gt, m):
-    "FLOP per image of a training step of the learner on this batch, network and loss, forward and backward; nothing is trained."
+    "FLOP per image of a training step of the learner on this batch, network and loss, forward and backward, without those of a critic; nothing is trained."
     net, loss = copy.deepcopy(get_model(learn.model)), copy.copy(learn.loss_func)
     loss.chunk = None  # counted in one piece: the counter cannot look into the chunks
     return flops(lambda: loss(net(torch.where(m > .5, gt, 0.), m), gt, m).backward())/len(gt)

@@ -39,7 +39,7 @@ from ..metrics import mean_fill, METRICS, score_each, telea_fill
 from ..recipe import PRESETS, recipe_rows
 from ..runs.run import read_log
 from ..runs.train import train
-from ..weights import load_model, load_pretrained, pretrained_names, weights_dir
+from ..weights import load_model, load_pretrained, pretrained_names
 
 # %% ../../nbs/tools/demo.ipynb #0303c7f4
 CASES = dict(  # name: (title, kind of mask, hole ratio)
@@ -115,7 +115,7 @@ NONE_SHIPS = "No trained network ships with this version, so the photograph is r
 
 def shipped(folder=None, name="faces"):
     "(network, config) of the weights `name` in the package (or in `folder`), None when there are none. Raises `InputError` for damaged ones."
-    return load_pretrained(name, folder=folder, say=None) if name in pretrained_names(folder or weights_dir()) else None
+    return load_pretrained(name, folder=folder, say=None) if name in pretrained_names(folder) else None
 
 # %% ../../nbs/tools/demo.ipynb #03547322
 PORTRAIT = dict(telea="Telea", ours="the little network", shipped="the shipped network")
