@@ -451,3 +451,14 @@ def test_two_processes_with_a_critic_resume(tmp_path):
     assert [code for code, _ in forks().run(*[job(tmp_path/'cut', PARTS, at=7, do=['SIGTERM'], only=1)]*2, together=True)] == [130, 130]
     assert forks().run(*[job(tmp_path/'cut', None)]*2, together=True) == [(0, '')]*2
     same(tmp_path/'whole', tmp_path/'cut')
+
+
+def test_pieces_and_processes_of_two_stages_under_a_hinge(tmp_path):
+    "SN-PatchGAN moves its estimates once a step, and the first stage's error is shared out as everybody's is."
+    r = replace(PARTS, network='attention', width=8, critic=replace(SMALL, loss='hinge', spectral=True))
+    assert forks().run(job(tmp_path/'whole', r, bn_eval=True)) == [(0, '')]
+    assert forks().run(job(tmp_path/'pieces', replace(r, accumulate=3), bn_eval=True)) == [(0, '')]
+    assert [o[0] for o in forks().run(*[job(tmp_path/'two', r, bn_eval=True)]*2, together=True)] == [0, 0]
+    for out in ('pieces', 'two'):
+        close(tmp_path/'whole', tmp_path/out)
+        assert_close(critics(tmp_path/'whole'), critics(tmp_path/out), rtol=1e-3, atol=1e-4)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from pconv_course.networks import build_unet
 from pconv_course.pconv import PartialConv2d
 
-FORMS = dict(readable=({}, "readable"), fast=({}, "fast"), plain=(dict(network="plain"), "fast"), gated=(dict(network="gated"), "fast"))
+FORMS = dict(readable=({}, "readable"), fast=({}, "fast"), **{k: (dict(network=k), "fast") for k in ("plain", "masked", "gated", "attention")})
 SIZES = [(32, 48), (40, 52), (33, 47), (17, 16)]
 forms = pytest.mark.parametrize("form", FORMS)
 
