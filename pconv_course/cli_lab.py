@@ -99,10 +99,10 @@ def experiments_cmd(
     features: str = "random",  # of the ablations' perceptual and style terms: vgg16, random, or a state-dict file
     out: str = "runs/experiments",  # folder of networks and scores; the same command goes on after an interruption
     record: str = None,  # folder for the JSON files, such as nbs/results; OUT/SCALE/results when absent
-    only: several("some of the steps: networks, sparse, central, half, comparison, ablations") = None,
+    only: several("some of the steps: networks, sparse, central, half, comparison, things, ablations") = None,
     seeds: int = None,  # networks of each kind, 1 to 100; the scale's number when absent
 ):
-    "Train partial, plain and gated convolutions alike, judge them in four experiments, and run the ablations."
+    "Train partial, plain and gated convolutions alike, judge them in four experiments, look for glasses and beards, and run the ablations."
     check_number("seeds", seeds, 1, 100)
     from pconv_course.lab.experiments import Job, SCALES, STEPS
     if scale not in SCALES: raise UsageError(f"unknown --scale {scale!r}; choose from: {', '.join(SCALES)}")

@@ -62,6 +62,7 @@ def world(folder, sign, width=.01, spread=.05, flipped=()):
     files["trials"] = dict(plans=dict(steps=dict(runs=runs(["constant 4e-3, EMA .99", "paper, pixel terms"], sign, spread))))
     files["training"] = dict(networks={k: dict(parameters=p) for k, p in dict(partial=10, gated=10 + 5*sign).items()})
     files["speed-here"] = dict(rows=[dict(net=k, precision="fp32", peak=p) for k, p in {"NVIDIA's layer": 2 + sign, "fast": 2}.items()])
+    files["things"] = dict(things={k: dict(gain=[.5 + .3*sign, .5 + .3*sign - width, .5 + .3*sign + width]) for k in ("glasses", "a beard")})
     for k, v in files.items(): (folder/f"{k}.json").write_text(json.dumps(v))
     return folder
 
@@ -81,8 +82,23 @@ MEASURED = [c for c in ledger.CLAIMS if c.records]
 
 def test_a_sentence_without_an_experiment_says_what_it_would_take(tmp_path):
     "It has no record, is never judged, and gives a reason."
-    rows = [r for r, c in zip(ledger.claims(world(tmp_path, 1)), ledger.CLAIMS) if not c.records]
+    rows = [r for r, c in zip(ledger.claims(world(tmp_path, 1)), ledger.CLAIMS) if not c.records and c.judge is not ledger.attention_memory]
     assert len(rows) > 10 and all(r["verdict"] == ledger.MISSING and r["more"] and not r["number"] for r in rows)
+
+
+def test_memory_of_attention_is_counted_when_it_is_asked_for(monkeypatch):
+    "It holds of the networks that are there, and fails where they have changed places."
+    assert ledger.attention_memory().verdict == HOLDS and ledger.attention_memory().interval[0] > 1.5
+    build, other = ledger.build_unet, dict(partial="attention", attention="partial")
+    monkeypatch.setattr(ledger, "build_unet", lambda config: build(config | dict(network=other[config["network"]])))
+    assert ledger.attention_memory().verdict == FAILS
+
+
+def test_one_thing_that_does_not_come_back_is_enough(tmp_path):
+    world(tmp_path, 1)
+    (tmp_path/"things.json").write_text(json.dumps(dict(things=dict(glasses=dict(gain=[.1, 0., .2]), beard=dict(gain=[.9, .8, 1.])))))
+    row = next(r for r in ledger.claims(tmp_path) if r["sentence"].startswith("Recovers glasses"))
+    assert row["verdict"] == FAILS and row["more"] == "glasses 0.10, beard 0.90"
 
 
 READS = {  # the beginning of a sentence: the columns that it is about
@@ -106,7 +122,7 @@ def test_each_claim_reads_the_records_it_names(tmp_path):
     "Without any one of its records a claim is not measured, and no other is touched."
     world(tmp_path, 1)
     before = ledger.claims(tmp_path, MEASURED)
-    for name in ("sparse", "central", "half", "comparison", "compare", "ablations", "trials", "faces_buckets", "training", "speed-here"):
+    for name in ("sparse", "central", "half", "comparison", "compare", "ablations", "trials", "faces_buckets", "training", "speed-here", "things"):
         text = (tmp_path/f"{name}.json").read_text()
         (tmp_path/f"{name}.json").unlink()
         after = ledger.claims(tmp_path, MEASURED)

@@ -28,6 +28,7 @@ from ..evaluation import average_of, baseline, evaluate, network
 from ..fast import flops
 from ..inpainting import finish_photo, open_model, pictures
 from .ablations import run_ablations
+from .things import judge_things
 from ..masks import half_bank, hole_ratio
 from ..metrics import score
 from ..pairs import open_pairs
@@ -250,7 +251,7 @@ def run_experiment(job, name) -> dict:
     return record
 
 # %% ../../nbs/lab/experiments.ipynb #92c4db7f
-STEPS = ("networks", *EXPERIMENTS, "ablations")
+STEPS = ("networks", *EXPERIMENTS, "things", "ablations")
 
 def run_steps(
     job,  # a `Job`
@@ -263,6 +264,7 @@ def run_steps(
             for step in [s for s in STEPS if not only or s in only]:
                 if step == "networks": run_networks(job)
                 elif step in EXPERIMENTS: records[step] = run_experiment(job, step)
+                elif step == "things": judge_things(out=job.record/"things.json")
                 else: run_ablations_of(job)
     except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped; what is done is in {job.out}, the same command goes on") from None
     return records
