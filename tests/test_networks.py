@@ -398,6 +398,7 @@ def test_inpaint_and_evaluate_take_it(runs, network, tmp_path):
     assert method.sha256 != evaluation.network(runs/NEXT[network]/'model.safetensors').sha256
 
 
+@pytest.mark.parametrize('network', [*NETWORKS[:-1], pytest.param(NETWORKS[-1], marks=pytest.mark.slow)])
 def test_onnx_takes_it(runs, network, tmp_path):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')

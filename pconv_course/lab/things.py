@@ -12,7 +12,6 @@ import torch
 # %% ../../nbs/lab/things.ipynb #15b11ed5
 from ..base.core import provenance, write_json
 from ..base.faces import draw_face
-from ..base.show import paint_hole
 from ..intervals import interval
 from ..learner import inpaint_batch
 from ..weights import load_model, weights_hash
