@@ -99,7 +99,7 @@ def experiments_cmd(
     features: str = "random",  # of the ablations' perceptual and style terms: vgg16, random, or a state-dict file
     out: str = "runs/experiments",  # folder of networks and scores; the same command goes on after an interruption
     record: str = None,  # folder for the JSON files, such as nbs/results; OUT/SCALE/results when absent
-    only: several("some of the steps: networks, sparse, central, half, comparison, things, ablations") = None,
+    only: several("some of the steps: networks, memory, sparse, central, half, comparison, things, ablations") = None,
     seeds: int = None,  # networks of each kind, 1 to 100; the scale's number when absent
 ):
     "Train partial, plain and gated convolutions alike, judge them in four experiments, look for glasses and beards, and run the ablations."

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'NETWORKS', 'STAGES', 'EXPERIMENTS', 'STEPS', 'Scale', 'network_recipe', 'stage_name', 'stage_callback',
-           'check_same', 'finished', 'train_network', 'cost_of', 'open_experiment', 'average_face', 'networks_of',
-           'methods_of', 'judge', 'training_record', 'Job', 'run_networks', 'run_experiment', 'run_steps',
-           'run_ablations_of', 'train_little', 'find_cases', 'judge_others', 'compare_others']
+           'check_same', 'finished', 'train_network', 'two_pictures', 'cost_of', 'memory_record', 'open_experiment',
+           'average_face', 'networks_of', 'methods_of', 'judge', 'training_record', 'Job', 'run_networks',
+           'run_experiment', 'run_steps', 'run_ablations_of', 'train_little', 'find_cases', 'judge_others',
+           'compare_others']
 
 # %% ../../nbs/lab/experiments.ipynb #6c88581b
 import copy
@@ -25,14 +26,14 @@ from ..base.photos import array_photo, read_hole
 from ..base.pictures import open_image
 from ..data import face_dls
 from ..evaluation import average_of, baseline, evaluate, network
-from ..fast import flops
+from ..fast import flops, saved_bytes
 from ..inpainting import finish_photo, open_model, pictures
 from .ablations import run_ablations
 from .things import judge_things
 from ..masks import half_bank, hole_ratio
 from ..metrics import score
 from ..pairs import open_pairs
-from ..recipe import Phase, public_recipe, Recipe, recipe_loss, recipe_model
+from ..recipe import CHOICES, Phase, public_recipe, Recipe, recipe_loss, recipe_model
 from ..runs.run import guarded, save_network
 from ..runs.train import train
 from ..weights import load_model
@@ -130,15 +131,25 @@ def train_network(
     return finished(folder)
 
 # %% ../../nbs/lab/experiments.ipynb #a2cf00b7
+def two_pictures(size):
+    "(pictures with a quarter missing, masks, whole pictures) to count with."
+    gt, m = torch.rand(2, 3, size, size), torch.ones(2, 1, size, size)
+    m[..., :size//2, :size//2] = 0
+    return torch.where(m > 0.5, gt, 0.), m, gt
+
 def cost_of(recipe) -> dict:
     "Parameters of a recipe's network, and GFLOP per picture of a forward pass and of a training step, loss included."
-    import torch
-    net, loss = recipe_model(recipe).train(), recipe_loss(recipe)
-    gt, m = torch.rand(2, 3, recipe.size, recipe.size), torch.ones(2, 1, recipe.size, recipe.size)
-    m[..., :recipe.size//2, :recipe.size//2] = 0
-    inp = torch.where(m > 0.5, gt, 0.)
+    net, loss, (inp, m, gt) = recipe_model(recipe).train(), recipe_loss(recipe), two_pictures(recipe.size)
     forward, step = flops(lambda: net(inp, m)), flops(lambda: loss(net(inp, m), gt, m).backward())
     return dict(parameters=sum(p.numel() for p in net.parameters()), forward_gflop=round(forward/2e9, 4), step_gflop=round(step/2e9, 4))
+
+# %% ../../nbs/lab/experiments.ipynb #c8e6eb55
+def memory_record(scale) -> dict:
+    "What memory.json holds: the bytes per picture that autograd keeps for the backward of each kind of network, at the size and width of `scale`."
+    def kept(kind):
+        net, (inp, m, _) = recipe_model(network_recipe(scale, kind)).train(), two_pictures(scale.size)
+        return saved_bytes(lambda: net(inp, m), net)//2
+    return dict(scale=scale.name, bytes={k: kept(k) for k in CHOICES["network"]}, provenance=provenance())
 
 # %% ../../nbs/lab/experiments.ipynb #6edffa2a
 EXPERIMENTS = dict(sparse="thin scribbles all over", central="one large hole in the middle",
@@ -251,7 +262,7 @@ def run_experiment(job, name) -> dict:
     return record
 
 # %% ../../nbs/lab/experiments.ipynb #92c4db7f
-STEPS = ("networks", *EXPERIMENTS, "things", "ablations")
+STEPS = ("networks", "memory", *EXPERIMENTS, "things", "ablations")
 
 def run_steps(
     job,  # a `Job`
@@ -263,6 +274,7 @@ def run_steps(
         with alone_in(job.out):
             for step in [s for s in STEPS if not only or s in only]:
                 if step == "networks": run_networks(job)
+                elif step == "memory": write_json(job.record/"memory.json", memory_record(job.scale))
                 elif step in EXPERIMENTS: records[step] = run_experiment(job, step)
                 elif step == "things": judge_things(out=job.record/"things.json")
                 else: run_ablations_of(job)

@@ -18,16 +18,13 @@ from pathlib import Path
 
 # %% ../../nbs/lab/ledger.ipynb #3df37ea7
 import matplotlib.pyplot as plt
-import torch
 
 # %% ../../nbs/lab/ledger.ipynb #250674b2
 from ..base.core import read_json
 from ..evaluation import row_of
-from ..fast import saved_bytes
 from ..intervals import FAILS, holds, HOLDS, interval, MISSING, OPEN, over_seeds
 from .records import value
 from ..masks import BUCKETS
-from ..networks import build_unet
 
 # %% ../../nbs/lab/ledger.ipynb #0a6ac76d
 @dataclass(frozen=True)
@@ -245,13 +242,9 @@ def memory(*speeds):
     return Answer([ratio, None, None], HOLDS if ratio > 1 else FAILS, f"{ratio:.1f} times the peak of a step")
 
 # %% ../../nbs/lab/ledger.ipynb #94292408
-def attention_memory():
-    "What autograd keeps of a picture for the backward of the two stages with attention, relative to the partial network with as many parameters; counted here."
-    x, m = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.ones(1, 1, 64, 64)
-    m[..., 16:48, 16:48] = 0
-    nets = {k: build_unet(dict(network=k, depth=5, width=32)).train() for k in ("partial", "attention")}
-    kept = {k: saved_bytes(lambda: net(torch.cat([x, x]), torch.cat([m, m])), net) for k, net in nets.items()}
-    ratio = kept["attention"]/kept["partial"]
+def attention_memory(memory):
+    "The two stages with attention keep more for the backward than the partial network with as many parameters."
+    ratio = memory["bytes"]["attention"]/memory["bytes"]["partial"]
     return Answer([ratio, None, None], HOLDS if ratio > 1 else FAILS, f"{ratio:.1f} times the bytes")
 
 def things_back(things):
@@ -347,7 +340,7 @@ WRITE_UP += [
     Claim("Networks trained on rectangles leave artifacts around other holes", "motivation", "24_comparison", "a plain network trained on rectangles only", (), unmeasured("none was trained")),
     Claim("Telea: effective for textures, limited on complex scenes", "related work", "24_comparison", "textures and scenes", (), unmeasured("only faces were filled")),
     Claim("Skip connections preserve detail", "related work", "04_unet", "the same network without skips", (), unmeasured("none was trained")),
-    Claim("Contextual attention needs more memory", "related work", "base/attention", "saved bytes of a training step at equal parameters, relative to partial", (), attention_memory, 1),
+    Claim("Contextual attention needs more memory", "related work", "lab/experiments", "saved bytes of a training step at equal parameters, relative to partial", ("memory",), attention_memory, 1),
     Claim("One stage fewer suits 256 px", "architecture", "04_unet", "seven and eight stages, trained alike", (), unmeasured("one depth was trained")),
     Claim("Total variation for smoothness", "loss", "25_ablations", "specks without the term and with", (), unmeasured("the base of the ablation still has many more specks than the truth")),
     Claim("About 10 % of the original training", "setup", "16_recipe", "pictures of both", (), unmeasured("the paper gives days, not pictures")),
