@@ -109,7 +109,7 @@ def train_cmd(
     precision: str = None,  # fp32, bf16 or fp16; the last two compute in half precision, fp16 with a scaled loss
     accumulate: int = None,  # pieces in which a batch of --bs pictures is computed when it is too large for the memory
     start: str = None,  # run folder or model.safetensors whose network and weights to begin with; faces or drawn: those of the package
-    network: str = None,  # what its convolutions make of a hole: partial, plain, masked, gated, attention
+    network: str = None,  # what its convolutions make of a hole: partial, plain, masked, gated, attention; fine: details for the network of --start, at twice its size
     workers: int = None,  # processes that read pictures ahead; none when absent
     tensorboard: bool = False,  # write curves for TensorBoard into the run folder
     dry_run: bool = False,  # only say what the run would be, need and take on this machine; writes no run
@@ -137,8 +137,9 @@ def _begun(start=None, network=None, **changes):
     from pconv_course.weights import load_model, packaged_file
     start = "faces" if start == "pretrained" else start
     theirs = load_model(start)[1]["model"]
-    shape = {k: theirs.get(k, v) for k, v in dict(depth=None, width=None, formula="paper", network="partial").items()}
-    if network not in (None, shape["network"]):
+    shape = {k: theirs.get(k, v) for k, v in dict(depth=None, width=None, formula="paper", network="partial", doublings=1).items()}
+    if network == "fine": shape |= dict(network="fine", doublings=theirs.get("doublings", 0) + 1)
+    elif network not in (None, shape["network"]):
         raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
     return given | shape | (dict(start=str(file)) if (file := packaged_file(start)) else {})
 

@@ -78,22 +78,23 @@ class Recipe(Task):
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
-    network: str = 'partial'  # 'partial', 'plain', 'masked', 'gated' or 'attention' (chapter 08): what its convolutions make of a hole
+    network: str = 'partial'  # 'partial', 'plain', 'masked', 'gated', 'attention' or 'fine' (chapter 08): what its convolutions make of a hole
+    doublings: int = 1  # of the size, with network 'fine'
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
     features_reduce: int = 1  # features look at the picture reduced so many times by means
     ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
-    start: str|None = None  # model.safetensors of a network of the same shape, to begin from; None: He initialisation
+    start: str|None = None  # model.safetensors of a network of the same shape, to begin from, or with 'fine' of its first part; None: He initialisation
     betas: tuple = (0.9, 0.999)  # Adam's decay of the mean gradient and of its square
     critic: CriticSpec|None = None  # a critic that judges the fills while they are learnt (chapter 15), or its entries as a dict; None: none
     seed: int = 0  # of weights, order, flips and masks
     def __post_init__(self): normalise(self)
 
 # %% ../nbs/16_recipe.ipynb #b39d4f1e
-WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, warmup=0, min_steps=1, seed=0)
+WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, doublings=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=FORMULAS, per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'),
-               network=('partial', 'plain', 'masked', 'gated', 'attention'), channels_last=(True, False))
+               network=('partial', 'plain', 'masked', 'gated', 'attention', 'fine'), channels_last=(True, False))
 
 def is_whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"
@@ -135,6 +136,8 @@ def complaints(r):
     if not r.phases: yield "no phases: give at least one"
     yield from of_critic(r)
     if r.network != 'partial' and r.formula != 'paper': yield f"formula={r.formula!r} is for partial convolutions, and network={r.network!r} has none: leave it 'paper'"
+    if r.network == 'fine' and not r.start: yield "network='fine' adds details to a finished network's answer: give that one as start, trained at half the size"
+    if r.network != 'fine' and r.doublings != 1: yield f"doublings={r.doublings} is for network='fine': leave it 1"
     if not 0 <= r.ema < 1: yield f"ema={r.ema!r}: give a decay such as 0.999, or 0 for none"
     if r.chunk is not None and r.chunk != 'auto' and not is_whole(r.chunk, 1): yield f"chunk={r.chunk!r}: give images at a time, 1 or more, or 'auto'"
     if len(r.hole_ratio) != 2 or not 0 < r.hole_ratio[0] < r.hole_ratio[1] < 1: yield f"hole_ratio={r.hole_ratio}: give two numbers with 0 < low < high < 1"
@@ -269,7 +272,7 @@ def recipe_model(r):
     if r.bs == 1 and 2**r.depth >= r.size: raise InputError(f'recipe {r.name!r}: bs=1 leaves batch norm one value per channel; give bs of 2 or more')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
-        net = build_unet(dict(depth=r.depth, width=r.width, **(dict(formula=r.formula) if r.network == 'partial' else dict(network=r.network))), r.impl)
+        net = build_unet(dict(depth=r.depth, width=r.width, **(dict(formula=r.formula) if r.network == 'partial' else dict(network=r.network)), **(dict(doublings=r.doublings) if r.network == 'fine' else {})), r.impl)
     return net.to(memory_format=torch.channels_last if r.channels_last else torch.contiguous_format)
 
 # %% ../nbs/16_recipe.ipynb #b02d71f4

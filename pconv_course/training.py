@@ -261,6 +261,7 @@ def begin_from(net, path):
     "Load the weights of the file or run `path` into `net`; what they were, for the record. Raises `InputError` if the networks differ."
     other, config = load_model(path)
     theirs, ours = (dict(network='partial') | c for c in (config['model'], net.config))
+    if ours['network'] == 'fine' and theirs.get('doublings', 0) < ours['doublings']: net, ours = net.coarse, dict(network='partial') | net.coarse.config
     differ = [f"{k} {theirs.get(k, '-')}, here {ours.get(k, '-')}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
     if differ: raise InputError(f"start={str(path)!r} is a network of another shape ({'; '.join(differ)}); start from one like the recipe's")
     net.load_state_dict(other.state_dict())

@@ -93,14 +93,16 @@ def check_input(
 # %% ../nbs/04_unet.ipynb #a9071f48
 class UNetBase(nn.Module):
     "Any size, and the freeze: what all implementations share. A subclass brings `config`, `enc`, `encode` and `decode`."
+    multiple = property(lambda self: 2**self.config['depth'], doc="Height and width are padded to multiples of it, px.")
+
     def forward(self, inp, m):
         """`inp` (B,C,H,W), whatever is under the hole, and `m` (B,1,H,W) -> `out` (B,C,H,W), linear; H and W are 16 px or more.
 
         ValueError: see `check_input`; also in training if batch norm would get a single value per channel."""
         check_input(inp, m, self.config['in_channels'])
-        (h, w), multiple = inp.shape[-2:], 2**self.config['depth']
-        inp, m = pad_to_multiple(inp, m.to(inp.dtype), multiple)
-        if self.enc[-1].bn.training and inp[:, 0].numel() == multiple**2:
+        h, w = inp.shape[-2:]
+        inp, m = pad_to_multiple(inp, m.to(inp.dtype), self.multiple)
+        if self.enc[-1].bn.training and inp[:, 0].numel() == 4**len(self.enc):
             raise ValueError(f"one image of {h}x{w} px is a single value at the bottom of the U; train on two or more, or larger ones; to use the network, call eval() first")
         out, _ = self.decode(self.encode(inp, m))
         return crop(out, h, w)

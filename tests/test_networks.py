@@ -17,7 +17,7 @@ from pconv_course import evaluation
 from pconv_course.base.attention import attend_loop
 from pconv_course.base.core import InputError, read_json
 from pconv_course.fast import FastPConvUNet, flops
-from pconv_course.networks import AttentionNet, MaskedUNet, PlainUNet, build_unet
+from pconv_course.networks import AttentionNet, FineUNet, MaskedUNet, PlainUNet, build_unet, halve
 from pconv_course.inpainting import inpaint, open_model
 from pconv_course.networks import GatedConv2d, GatedUNet
 from pconv_course.weights import load_model
@@ -25,14 +25,20 @@ from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_model, recipe
 from pconv_course.runs.train import train
 from pconv_course.unet import PConvUNet
 
-NETWORKS = ('partial', 'plain', 'masked', 'gated', 'attention')
-NEXT = dict(zip(NETWORKS, (*NETWORKS[1:], NETWORKS[0])))  # another one for each
+NETWORKS = ('partial', 'plain', 'masked', 'gated', 'attention', 'fine')
+NEXT = dict(zip(NETWORKS, ('plain', 'masked', 'gated', 'attention', 'partial', 'partial')))  # another one for each
 TINY = Recipe(name='tiny', size=32, n_faces=12, valid=.34, n_masks=8, depth=3, width=4, bs=4, min_steps=1, phases=(Phase(1e-3, epochs=2),))
 
 
 def tiny(network, impl='fast', depth=3, width=4, seed=0):
     torch.manual_seed(seed)
-    return build_unet(dict(network=network, depth=depth, width=width), impl)
+    net = build_unet(dict(network=network, depth=depth, width=width), impl)
+    if network == 'fine': nn.init.normal_(net.fine.dec[-1].conv.weight, std=.1)  # as if it had learnt something
+    return net
+
+
+def recipe_of(network, first='a finished run', **changes):
+    return replace(TINY, network=network, **dict(start=str(first)) if network == 'fine' else {}, **changes)
 
 
 def example(h=40, w=56, known=.4, n=2, seed=0):
@@ -130,9 +136,10 @@ def test_both_forms_are_the_same_function(network, training):
     results = []
     for net in (readable, fast):
         out = net(x.masked_fill(m == 0, torch.nan), m)
-        results.append([out, *torch.autograd.grad(out.sin().sum(), net.parameters()), *net.buffers()])
+        trained = [p for p in net.parameters() if p.requires_grad]
+        results.append([out, *torch.autograd.grad(out.sin().sum(), trained), *net.buffers()])
     for a, b in zip(*results, strict=True): assert_close(a, b, rtol=1e-9, atol=1e-9)
-    assert all(g.abs().max() > 0 for g in results[0][1:1 + len(list(readable.parameters()))])
+    assert all(g.abs().max() > 0 for g in results[0][1:1 + len(trained)])
 
 
 def test_what_is_under_the_hole_does_not_matter(network):
@@ -161,7 +168,7 @@ def test_who_sees_the_mask():
     black, m = example()
     black = black*m
     told = {k: not torch.equal(net(black, m), net(black, 0*m + 1)) for k in NETWORKS for net in [tiny(k).eval()]}
-    assert told == dict(partial=True, plain=False, masked=True, gated=True, attention=True)
+    assert told == dict(partial=True, plain=False, masked=True, gated=True, attention=True, fine=True)
 
 
 def test_frozen_encoder(network):
@@ -170,9 +177,10 @@ def test_frozen_encoder(network):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net.train()(x, m).square().mean().backward()
     after = net.state_dict()
-    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith('enc'))
+    where = 'fine.' if network == 'fine' else ''
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith((where + 'enc', 'coarse')) or network == 'attention')
     if network == 'attention': assert not [k for k in before if 'running' in k]  # nothing that could be frozen
-    else: assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith('dec') and 'running' in k)
+    else: assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(where + 'dec') and 'running' in k)
     assert all(s.bn.weight.grad is None for s in net.enc[1:]) and all(s.conv.weight.grad.abs().max() > 0 for s in net.enc)
     if network == 'gated': assert all(s.conv.gate.weight.grad.abs().max() > 0 for s in net.enc)
     net.freeze_encoder_bn(False)
@@ -193,7 +201,7 @@ def test_empty_and_whole_masks(network):
     for mask in (0*m, 0*m + 1):
         net.zero_grad()
         net(x, mask).square().sum().backward()
-        assert all(p.grad.isfinite().all() for p in net.parameters())
+        assert all(p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
 
 
 def test_a_gated_network_learns():
@@ -285,6 +293,57 @@ def test_attention_sees_all_of_the_picture():
     assert (net(x, m) - net(other, m))[..., 98:102, 98:102].abs().max() == 0
 
 
+# Half the size first
+
+def test_halving_by_a_loop():
+    x, m = example(6, 8, n=1)
+    half, known = halve(x.masked_fill(m == 0, torch.nan), m)
+    for i in range(3):
+        for j in range(4):
+            seen = [x[0, :, a, b] for a in (2*i, 2*i + 1) for b in (2*j, 2*j + 1) if m[0, 0, a, b]]
+            assert_close(half[0, :, i, j], sum(seen)/len(seen) if seen else torch.zeros(3))
+            assert known[0, 0, i, j] == bool(seen)
+
+
+@pytest.mark.parametrize('doublings', [1, 2])
+def test_coarse_to_fine_written_a_second_time(doublings):
+    torch.manual_seed(0)
+    net = build_unet(dict(network='fine', depth=3, width=8, doublings=doublings)).double().eval().requires_grad_(False)
+    for o in net.modules():
+        if isinstance(o, FineUNet): nn.init.normal_(o.fine.dec[-1].conv.weight)
+    x, m = (v.double() for v in example(64, 32))
+    def fill(net, x, m):
+        if not isinstance(net, FineUNet): return net.decode(net.encode(x, m))[0]
+        half, known = halve(x, m)
+        small = half*known + fill(net.coarse, half, known)*(1 - known)
+        seen = x*m + F.interpolate(small, scale_factor=2, mode='bilinear')*(1 - m)
+        plain = net.fine.decode(([torch.cat([seen, m], 1), *MaskedUNet.encode(net.fine, seen, m)[0][1:]], m))[0]
+        return seen + plain
+    assert_close(net(x, m), fill(net, x, m))
+    assert (net.multiple, len(net.enc)) == (8*2**doublings, 3)
+    inside = x.clone()
+    inside[m.expand_as(x) == 0] = torch.rand_like(inside)[m.expand_as(x) == 0]
+    assert torch.equal(net(inside, m), net(x, m))
+
+
+def test_the_first_network_stays_as_it_was(runs):
+    first, net = (load_model(runs/k)[0].state_dict() for k in ('partial', 'fine'))
+    assert all(torch.equal(v, net[f'coarse.{k}']) for k, v in first.items())
+    assert net['fine.dec.2.conv.weight'].abs().max() > 0  # which began with zeros
+    net = tiny('fine')
+    assert not net.coarse.training and net.fine.training and not net.train().coarse.training
+    assert {k.split('.')[0] for k, p in net.named_parameters() if p.requires_grad} == {'fine'}
+
+
+def test_size_is_doubled_once_more(runs, tmp_path):
+    r = recipe_of('fine', runs/'fine', doublings=2, phases=(Phase(1e-3),))
+    train(r, out=tmp_path/'twice', progress=False, device='cpu')
+    first, net = load_model(runs/'fine')[0].state_dict(), load_model(tmp_path/'twice')[0]
+    assert all(torch.equal(v, net.state_dict()[f'coarse.{k}']) for k, v in first.items()) and net.config['doublings'] == 2
+    with pytest.raises(InputError, match='network partial, here fine'): train(replace(r, start=str(runs/'partial')), out=tmp_path/'no', progress=False, device='cpu')
+    with pytest.raises(ValueError, match='give 1 or more'): build_unet(dict(network='fine', doublings=0))
+
+
 def test_costs():
     with torch.device('meta'):
         x, m = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64)
@@ -295,14 +354,14 @@ def test_costs():
 # build_unet
 
 def test_build_unet_by_name(network):
-    kind = dict(partial=(PConvUNet, FastPConvUNet), plain=(PlainUNet,)*2, masked=(MaskedUNet,)*2, gated=(GatedUNet,)*2, attention=(AttentionNet,)*2)[network]
+    kind = dict(partial=(PConvUNet, FastPConvUNet), plain=(PlainUNet,)*2, masked=(MaskedUNet,)*2, gated=(GatedUNet,)*2, attention=(AttentionNet,)*2, fine=(FineUNet,)*2)[network]
     nets = [tiny(network, impl) for impl in ('readable', 'fast')]
     assert tuple(type(n) for n in nets) == kind and nets[0].config == nets[1].config
     assert list(nets[0].state_dict()) == list(nets[1].state_dict()) == list(build_unet(nets[0].config).state_dict())
     assert json.loads(json.dumps(nets[0].config)) == nets[0].config == build_unet(json.loads(json.dumps(nets[0].config))).config
     assert nets[0].config.get('network', 'partial') == network and ('network' in nets[0].config) == (network != 'partial')
     if network == 'attention': assert [n.attend.loop for n in nets] == [True, False]
-    elif network != 'partial': assert [n.decoder for n in nets] == ['concat', 'transposed']
+    elif network != 'partial': assert [getattr(n, 'fine', n).decoder for n in nets] == ['concat', 'transposed']
 
 
 def test_build_unet_refuses():
@@ -315,24 +374,26 @@ def test_build_unet_refuses():
 # Recipes, runs, commands
 
 def test_recipe_names_its_network(network):
-    net = recipe_model(replace(TINY, network=network))
+    net = recipe_model(recipe_of(network))
     assert net.config == tiny(network).config
-    again = recipe_model(replace(TINY, network=network))
+    again = recipe_model(recipe_of(network))
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values()))
 
 
 def test_recipes_that_make_no_sense():
-    with pytest.raises(InputError, match='network=.dense.: give one of partial, plain, masked, gated, attention'): replace(TINY, network='dense')
+    with pytest.raises(InputError, match='network=.dense.: give one of partial, plain, masked, gated, attention, fine'): replace(TINY, network='dense')
     for k in NETWORKS[1:]:
         with pytest.raises(InputError, match='is for partial convolutions'): replace(TINY, network=k, formula='raw')
     assert recipe_with(TINY, formula='raw').formula == 'raw'
+    for changes, word in ((dict(network='fine'), 'give that one as start'), (dict(doublings=2), 'leave it 1'), (dict(network='fine', start='x', doublings=0), 'doublings=0: give a whole number of 1')):
+        with pytest.raises(InputError, match=word): replace(TINY, **changes)
 
 
 def test_saved_recipes_of_before():
     d = asdict(TINY)
     old = {k: v for k, v in d.items() if k != 'network'}
     assert recipe_from(old) == TINY and recipe_from(old).network == 'partial'
-    older = {k: v for k, v in old.items() if k not in ('impl', 'channels_last', 'accumulate', 'chunk', 'features_reduce', 'ema', 'start')}
+    older = {k: v for k, v in old.items() if k not in ('impl', 'doublings', 'channels_last', 'accumulate', 'chunk', 'features_reduce', 'ema', 'start')}
     assert saved_before(older) and not saved_before(old)
     assert recipe_from(older).network == 'partial' and recipe_from(older).impl == 'readable'
 
@@ -343,7 +404,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)
-        for k in NETWORKS: train(replace(TINY, network=k), out=folder/k, progress=False, device='cpu')
+        for k in NETWORKS: train(recipe_of(k, folder/'partial'), out=folder/k, progress=False, device='cpu')
     return folder
 
 
@@ -364,7 +425,7 @@ def test_interrupted_and_the_same(runs, network, tmp_path):
         order = 90
         def before_epoch(self):
             if self.epoch == 1: raise CancelFitException
-    recipe = replace(TINY, network=network)
+    recipe = recipe_of(network, runs/'partial')
     train(recipe, out=tmp_path/'run', progress=False, device='cpu', cbs=[Stop()])
     assert not read_json(tmp_path/'run'/'result.json')['finished']
     other = NEXT[network]
@@ -379,8 +440,8 @@ def test_a_run_begins_from_its_own_kind(runs, network, tmp_path):
     result = train(replace(recipe, network=network), out=tmp_path/'same', progress=False, device='cpu')
     assert result['start']['name'] == network
     for other in NETWORKS:
-        if other == network: continue
-        with pytest.raises(InputError, match=f'network {network}, here {other}'): train(replace(recipe, network=other), out=tmp_path/other, progress=False, device='cpu')
+        if other == network or (network, other) == ('partial', 'fine'): continue
+        with pytest.raises(InputError, match=f"network {network}, here {'partial' if other == 'fine' else other}"): train(replace(recipe, network=other), out=tmp_path/other, progress=False, device='cpu')
 
 
 def test_other_impl_may_begin_from_it(runs, network, tmp_path):
@@ -398,7 +459,7 @@ def test_inpaint_and_evaluate_take_it(runs, network, tmp_path):
     assert method.sha256 != evaluation.network(runs/NEXT[network]/'model.safetensors').sha256
 
 
-@pytest.mark.parametrize('network', [*NETWORKS[:-1], pytest.param(NETWORKS[-1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize('network', [*NETWORKS[:-2], *(pytest.param(k, marks=pytest.mark.slow) for k in NETWORKS[-2:])])
 def test_onnx_takes_it(runs, network, tmp_path):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')

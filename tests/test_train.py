@@ -152,7 +152,7 @@ def test_recorded_run_is_of_todays_preset():
 # schedules, averages, another start
 
 def test_recipes_saved_before_there_was_a_choice():
-    old = {k: v for k, v in asdict(TINY).items() if k not in ('impl', 'channels_last', 'accumulate', 'chunk', 'features_reduce', 'ema', 'start')}
+    old = {k: v for k, v in asdict(TINY).items() if k not in ('impl', 'doublings', 'channels_last', 'accumulate', 'chunk', 'features_reduce', 'ema', 'start')}
     old['phases'] = [{k: p[k] for k in ('lr', 'epochs', 'share', 'freeze_bn')} for p in old['phases']]
     assert recipe_from(old) == replace(TINY, **FIRST) and FIRST == dict(impl='readable', channels_last=False)
     assert recipe_from(dict(size=32)).impl == 'fast' and recipe_from(asdict(TINY)) == TINY

@@ -367,7 +367,7 @@ def record_export(
     threads=1, **how):  # for `measure_speed`
     "Measure the quality and the speed of a network's ONNX files, and write both to a JSON file."
     net, config = open_weights(model)
-    graph = join_graphs(core_graph(net), frame_text(2**net.config['depth']))
+    graph = join_graphs(core_graph(net), frame_text(net.multiple))
     settings = dict(data=data, images=len(faces), size=faces.shape[1], hole_ratio=round(float((masks == 0).mean()), 4), threads=threads,
                     network=net.config, recipe=(config.get('recipe') or {}).get('name'), weights_sha256=weights_hash(net))
     versions = {n: importlib.import_module(n).__version__ for n in ('onnx', 'onnxscript', 'onnxruntime')}

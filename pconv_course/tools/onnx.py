@@ -38,7 +38,7 @@ def ones_conv(
 OPSET = 18
 
 class Core(nn.Module):
-    "The network between padding and cropping: `x` (B,3,H,W), `m` (B,1,H,W) with sides that are multiples of 2**depth -> out."
+    "The network between padding and cropping: `x` (B,3,H,W), `m` (B,1,H,W) with sides that are multiples of `net.multiple` -> out."
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -52,7 +52,7 @@ def core_graph(
     need('onnx', 'onnxscript', extra='onnx')
     net = build_unet(model.config, impl)
     net.load_state_dict(model.state_dict())
-    k, c = 2**net.config['depth'], net.config['in_channels']
+    k, c = net.multiple, net.config['in_channels']
     n, h, w = (torch.export.Dim(s, min=1, max=top) for s, top in dict(n=1024, h=4096, w=4096).items())
     shape, x, m = {0: n, 2: k*h, 3: k*w}, torch.rand(2, c, 2*k, 3*k), torch.ones(2, 1, 2*k, 3*k)
     logging.getLogger('onnxscript').setLevel(logging.ERROR)
@@ -148,8 +148,8 @@ def run_torch(
     "What the exported graph computes, by torch: the oracle."
     image, known = torch.as_tensor(image), torch.as_tensor(mask) > 0
     x, m = image[..., :3].permute(0, 3, 1, 2)/255, known[:, None].float()
-    (h, w), multiple = x.shape[2:], 2**model.config['depth']
-    out = Core(model)(*pad_to_multiple(x, m, multiple))[..., :h, :w]
+    h, w = x.shape[2:]
+    out = Core(model)(*pad_to_multiple(x, m, model.multiple))[..., :h, :w]
     bytes_ = (out*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     return torch.where(known[..., None], image, torch.cat([bytes_, image[..., 3:]], 3)).numpy()
 
@@ -239,7 +239,7 @@ def export_onnx(
 ) -> dict:  # path, bytes, and the largest difference from torch in grey levels
     "Write the network with everything around it to one ONNX file. Raises `InputError`, also when the result differs from torch."
     onnx, _ = need('onnx', 'onnxruntime', extra='onnx')
-    whole = shrink_weights(join_graphs(core_graph(model, impl), frame_text(2**model.config['depth'], hole)), precision)
+    whole = shrink_weights(join_graphs(core_graph(model, impl), frame_text(model.multiple, hole)), precision)
     onnx.helper.set_model_props(whole, metadata(model, config, hole, precision, impl))
     whole.producer_name, whole.graph.doc_string = 'pconv_course', 'Fills the holes of photos; known pixels stay as they are.'
     data = whole.SerializeToString()
