@@ -323,9 +323,15 @@ def test_start_brings_its_network(tmp_path, capsys):
     from pconv_course.runs.train import train
     gated = recipe_with(PRESETS["demo"], **TINY, min_steps=1, network="gated", phases=(Phase(1e-3),))
     train(gated, out=tmp_path/"gated", device="cpu", progress=False)
-    shape = dict(depth=3, width=4, formula="paper", network="gated")
+    shape = dict(depth=3, width=4, formula="paper", network="gated", doublings=1)
     for network in (None, "gated"): assert cli._begun(str(tmp_path/"gated"), network) == dict(start=str(tmp_path/"gated"), **shape)
     assert cli._begun(size=32) == dict(size=32) and cli._begun(network="plain") == dict(network="plain")
+    first = recipe_with(gated, network="partial")
+    train(first, out=tmp_path/"first", device="cpu", progress=False)
+    fine = recipe_with(first, **cli._begun(str(tmp_path/"first"), "fine"))
+    train(fine, out=tmp_path/"fine", device="cpu", progress=False)
+    doublings = [cli._begun(str(tmp_path/name), network)["doublings"] for name, network in (("first", "fine"), ("fine", None), ("fine", "fine"))]
+    assert fine.network == "fine" and doublings == [1, 1, 2]
     says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="pretrained", network="gated"), "which is partial"),
             (dict(start=str(tmp_path/"nowhere")), "no such file")]
     for how, words in says:
