@@ -244,25 +244,10 @@ class LooksInside(MaskedUNet):
     "`MaskedUNet`, arguments and all, that sees what is in the hole."
     def _first(self, x, m): return torch.cat([x, m.expand(x.shape[0], -1, -1, -1)], 1)
 
-class FineUNet(UNetBase):
-    "Coarse to fine: a finished network fills the hole at half the size, `coarse`, and a shallow U-Net adds details at full size, `fine`."
+class _FineFlow(UNetBase):
+    "How image and mask go through a first network and a second one."
     multiple = property(lambda self: 2*self.coarse.multiple, doc="Height and width are padded to multiples of it, px.")
     enc = property(lambda self: self.fine.enc, doc="The stages that are trained.")
-    def __init__(self,
-        depth: int = 7,             # of the `PConvUNet` at the smallest size; the others have four stages, or as many if that is less
-        width: int = 64,            # of the `PConvUNet`; the others have three quarters of it
-        in_channels: int = 3,       # channels of the image, in and out
-        max_width: int|None = None, # of the `PConvUNet`
-        formula: str = 'paper',     # of the `PConvUNet`
-        doublings: int = 1,         # of the size, 1 or more (else ValueError); each has a network
-        impl: str = 'fast'):        # 'fast' or 'readable', as in `build_unet`
-        super().__init__()
-        if doublings < 1: raise ValueError(f"doublings={doublings}: give 1 or more")
-        first = dict(depth=depth, width=width, in_channels=in_channels, max_width=max_width, formula=formula)
-        self.config = dict(network='fine') | first | dict(doublings=doublings)
-        self.coarse = build_unet(first | (dict(network='fine', doublings=doublings - 1) if doublings > 1 else {}), impl).requires_grad_(False).eval()
-        self.fine = LooksInside(min(4, depth), max(1, 3*width//4), in_channels, decoder='transposed' if impl == 'fast' else 'concat')
-        nn.init.zeros_(self.fine.dec[-1].conv.weight)
 
     def train(self, mode=True):
         "As in torch, except that the first network stays in eval mode."
@@ -282,6 +267,25 @@ class FineUNet(UNetBase):
         x, m = encoded
         more, known = self.fine.decode(self.fine.encode(x, m))
         return x + more, known
+
+# %% ../nbs/08_networks.ipynb #bdaf0a8d
+class FineUNet(_FineFlow):
+    "Coarse to fine: a finished network fills the hole at half the size, `coarse`, and a shallow U-Net adds details at full size, `fine`."
+    def __init__(self,
+        depth: int = 7,             # of the `PConvUNet` at the smallest size; the others have four stages, or as many if that is less
+        width: int = 64,            # of the `PConvUNet`; the others have three quarters of it
+        in_channels: int = 3,       # channels of the image, in and out
+        max_width: int|None = None, # of the `PConvUNet`
+        formula: str = 'paper',     # of the `PConvUNet`
+        doublings: int = 1,         # of the size, 1 or more (else ValueError); each has a network
+        impl: str = 'fast'):        # 'fast' or 'readable', as in `build_unet`
+        super().__init__()
+        if doublings < 1: raise ValueError(f"doublings={doublings}: give 1 or more")
+        first = dict(depth=depth, width=width, in_channels=in_channels, max_width=max_width, formula=formula)
+        self.config = dict(network='fine') | first | dict(doublings=doublings)
+        self.coarse = build_unet(first | (dict(network='fine', doublings=doublings - 1) if doublings > 1 else {}), impl).requires_grad_(False).eval()
+        self.fine = LooksInside(min(4, depth), max(1, 3*width//4), in_channels, decoder='transposed' if impl == 'fast' else 'concat')
+        nn.init.zeros_(self.fine.dec[-1].conv.weight)
 
 # %% ../nbs/08_networks.ipynb #9ced66d7
 class Shift(nn.Module):

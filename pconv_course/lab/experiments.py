@@ -149,7 +149,7 @@ def memory_record(scale) -> dict:
     def kept(kind):
         net, (inp, m, _) = recipe_model(network_recipe(scale, kind)).train(), two_pictures(scale.size)
         return saved_bytes(lambda: net(inp, m), net)//2
-    return dict(scale=scale.name, bytes={k: kept(k) for k in CHOICES["network"]}, provenance=provenance())
+    return dict(scale=scale.name, bytes={k: kept(k) for k in CHOICES["network"] if k != "fine"}, provenance=provenance())
 
 # %% ../../nbs/lab/experiments.ipynb #6edffa2a
 EXPERIMENTS = dict(sparse="thin scribbles all over", central="one large hole in the middle",
