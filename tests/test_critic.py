@@ -400,15 +400,19 @@ def test_nan_stops_before_the_critic_learns_from_it(tmp_path):
     assert_close(seen['before'], seen['after'], rtol=0, atol=0)
 
 
-def test_another_size_begins_with_a_fresh_critic(judged, tmp_path):
-    "The network's weights are taken over; the critic of the new size is as new."
-    r = replace(JUDGED, size=64, n_faces=30, start=str(judged[0]/'model.safetensors'), phases=(Phase(1e-3),))
+@pytest.mark.parametrize('of, size, taken', [('file', 32, ()), ('file', 64, ()), ('run', 64, ('stages.0', 'stages.1', 'stages.2')), ('run', 32, ('',))])
+def test_a_critic_begins_with_what_the_one_before_knows(judged, tmp_path, of, size, taken):
+    "From a run: the stages of a smaller size, or all of it; from a file of weights: nothing. And the network's weights in any case."
+    start = judged[0] if of == 'run' else judged[0]/'model.safetensors'
+    r = replace(JUDGED, size=size, n_faces=30, start=str(start), phases=(Phase(1e-3),), seed=JUDGED.seed + 1)
     first = {}
     class Begin(Callback):
-        def before_fit(self): first.update(net=self.model.enc[0].conv.weight.clone(), critic=len(self.run_critic.net.stages))
-    go(r, tmp_path/'run', cbs=[Begin()])
+        def before_fit(self): first.update(net=self.model.enc[0].conv.weight.clone(), critic={k: v.clone() for k, v in self.run_critic.net.state_dict().items()})
+    result = go(r, tmp_path/'run', cbs=[Begin()])
     assert_close(first['net'], load_file(judged[0]/'model.safetensors')['enc.0.conv.weight'], rtol=0, atol=0)
-    assert first['critic'] == 4 and len(Critic(32, 6).stages) == 3
+    last, new = load_file(judged[0]/'checkpoint.safetensors'), CriticCallback(r.critic, size, r.seed).net.state_dict()
+    for k, v in first['critic'].items(): assert_close(v, last[f'.critic.model.{k}'] if k.startswith(taken) else new[k], rtol=0, atol=0)
+    assert result['start']['critic'] == (len([t for t in taken if t]) or 3*len(taken))
 
 
 def test_rehearsal_counts_steps_with_and_without_critic():

@@ -193,11 +193,6 @@ def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(InputError, match="can't read"): open_onnx(tmp_path/"bad.onnx")
 
 
-def test_only_partial_networks_go_to_hubs(tmp_path):
-    with pytest.raises(InputError, match="a partial network, not a plain one"): save_pretrained(build_unet(dict(depth=3, width=4, network="plain")), tmp_path/"hub")
-    assert not (tmp_path/"hub").exists()
-
-
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, net):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackage, match=r"^onnxscript is missing; install it: pip install 'pconv_course\[onnx\]'$"): core_graph(net)
@@ -256,6 +251,24 @@ def test_a_hub_folder_round_trip(net, tmp_path):
     assert card.startswith("---\nlibrary_name: pconv_course\n") and "only for tests" in card and "tiny" in card and "from_pretrained" in card
     assert open_weights(home)[1]["licence"] == "only for tests", "the other loader takes the folder too"
     assert json.loads((home/"config.json").read_text(encoding="utf-8"))["depth"] == 3
+
+
+@hub
+def test_coarse_to_fine_goes_there_and_back(tmp_path):
+    torch.manual_seed(2)
+    net = build_unet(dict(network="fine", depth=2, width=4, doublings=2)).eval()
+    torch.nn.init.normal_(net.fine.dec[-1].conv.weight)
+    again, config = from_pretrained(save_pretrained(net, tmp_path, FACTS))
+    assert weights_hash(again) == weights_hash(net) and config == dict(model=net.config, **FACTS)
+    x, m = torch.rand(1, 3, 32, 32), (torch.rand(1, 1, 32, 32) < .5).float()
+    torch.testing.assert_close(again(x, m), net(x, m), atol=0, rtol=0)
+    assert not any(p.requires_grad for p in again.coarse.parameters()) and "coarse to fine" in (tmp_path/"README.md").read_text(encoding="utf-8")
+
+
+@hub
+def test_only_partial_and_fine_networks_go_to_hubs(tmp_path):
+    with pytest.raises(InputError, match="a partial or a fine network, not a plain one"): save_pretrained(build_unet(dict(depth=3, width=4, network="plain")), tmp_path/"hub")
+    assert not (tmp_path/"hub").exists()
 
 
 @hub

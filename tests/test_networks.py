@@ -20,6 +20,7 @@ from pconv_course.fast import FastPConvUNet, flops
 from pconv_course.networks import AttentionNet, FineUNet, MaskedUNet, PlainUNet, build_unet, halve
 from pconv_course.inpainting import inpaint, open_model
 from pconv_course.networks import GatedConv2d, GatedUNet
+from pconv_course.training import begin_from
 from pconv_course.weights import load_model
 from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_model, recipe_with, saved_before
 from pconv_course.runs.train import train
@@ -340,6 +341,9 @@ def test_size_is_doubled_once_more(runs, tmp_path):
     train(r, out=tmp_path/'twice', progress=False, device='cpu')
     first, net = load_model(runs/'fine')[0].state_dict(), load_model(tmp_path/'twice')[0]
     assert all(torch.equal(v, net.state_dict()[f'coarse.{k}']) for k, v in first.items()) and net.config['doublings'] == 2
+    net = recipe_model(r)
+    begin_from(net, runs/'fine')
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in first.items() if k.startswith('fine.')), 'details begin where those of half the size ended'
     with pytest.raises(InputError, match='network partial, here fine'): train(replace(r, start=str(runs/'partial')), out=tmp_path/'no', progress=False, device='cpu')
     with pytest.raises(ValueError, match='give 1 or more'): build_unet(dict(network='fine', doublings=0))
 

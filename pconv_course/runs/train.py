@@ -69,6 +69,18 @@ def continued_run(recipe, data, out, minutes):
     run.done = minutes is None and (out/'result.json').exists() and read_json(out/'result.json')['finished']
     return run
 
+# %% ../../nbs/runs/train.ipynb #63b50458
+def begin_critic(critic, path):
+    "Give a `RunCritic` the first stages of the critic of the run `path`, as far as they are alike, and its answers too if all are. How many stages; 0 without a run or a critic."
+    if not any(Path(path).expanduser().glob('checkpoint*')): return 0
+    theirs, ours = (latest_checkpoint(path)[0].get('critic') or {}).get('model', {}), critic.net.state_dict()
+    same = lambda keys: all(k in theirs and theirs[k].shape == ours[k].shape for k in keys)
+    n = 0
+    while n < len(critic.net.stages) and same(k for k in ours if k.startswith(f'stages.{n}.')): n += 1
+    taken = tuple(ours) if theirs.keys() == ours.keys() and same(ours) else tuple(f'stages.{i}.' for i in range(n))
+    critic.net.load_state_dict(ours | {k: v for k, v in theirs.items() if k.startswith(taken)})
+    return n
+
 # %% ../../nbs/runs/train.ipynb #0f1ab803
 def begin(run, learn):
     "Write the recipe of a new run, or put the saved state into the learner and cut the log back to it. Raises `InputError`."
@@ -77,6 +89,7 @@ def begin(run, learn):
     if run.pieces*run.team.world > 1: part_of(learn.dls.train, run.team.rank, run.team.world, run.pieces)  # a complaint comes now
     if run.state is None:
         if run.recipe.start: run.record['start'] = begin_from(get_model(learn.model), run.recipe.start)
+        if run.recipe.start and run.recipe.critic: run.record['start']['critic'] = begin_critic(run.critic, run.recipe.start)
         seed_all(run.recipe.seed)
         return run.team.rank or write_json(run.out/'recipe.json', asdict(run.recipe))
     old, new = run.state['data'], run.record['data']
