@@ -260,13 +260,13 @@ def steps_of_epoch(recipe, dls):
 def begin_from(net, path):
     "Load the weights of the file or run `path` into `net`, twice where `net` doubles its size once more; what they were, for the record. Raises `InputError` if the networks differ."
     other, config = load_model(path)
-    theirs, ours = (dict(network='partial') | c for c in (config['model'], net.config))
-    whole = net
-    if ours['network'] == 'fine' and theirs.get('doublings', 0) < ours['doublings']: net, ours = net.coarse, dict(network='partial') | net.coarse.config
+    doubles = config['model'].get('doublings', 0) < net.config.get('doublings', 0)
+    to = net.coarse if doubles else net
+    theirs, ours = (dict(network='partial') | c for c in (config['model'], to.config))
     differ = [f"{k} {theirs.get(k, '-')}, here {ours.get(k, '-')}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
     if differ: raise InputError(f"start={str(path)!r} is a network of another shape ({'; '.join(differ)}); start from one like the recipe's")
-    net.load_state_dict(other.state_dict())
-    if net is not whole and theirs['network'] == 'fine': whole.fine.load_state_dict(other.fine.state_dict())
+    to.load_state_dict(other.state_dict())
+    if doubles and theirs['network'] == 'fine': net.fine.load_state_dict(other.fine.state_dict())
     return dict(name=Path(path).expanduser().name, sha256=sha256_of(weights_file(path)), position=config.get('position'))
 
 # %% ../nbs/17_training.ipynb #5ea2e4cd

@@ -265,7 +265,6 @@ def test_coarse_to_fine_goes_there_and_back(tmp_path):
     assert not any(p.requires_grad for p in again.coarse.parameters()) and "coarse to fine" in (tmp_path/"README.md").read_text(encoding="utf-8")
 
 
-@hub
 def test_only_partial_and_fine_networks_go_to_hubs(tmp_path):
     with pytest.raises(InputError, match="a partial or a fine network, not a plain one"): save_pretrained(build_unet(dict(depth=3, width=4, network="plain")), tmp_path/"hub")
     assert not (tmp_path/"hub").exists()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/tools/share.ipynb #b46840c3
 from ..fast import FastPConvUNet
-from ..base.core import atomic_path, InputError, need, one_line, write_json
+from ..base.core import atomic_path, InputError, need, one_line, read_json, write_json
 from ..networks import FineUNet
 from ..weights import refuse_pickle
 
@@ -82,9 +82,9 @@ U-Net of partial convolutions (Liu et al. 2018){', coarse to fine' if 'doublings
 @functools.cache
 def hub_class(network='partial'):
     "The class of a 'partial' or 'fine' network with the methods of PyTorchModelHubMixin. Raises `InputError` for others, and without huggingface_hub."
-    hub, = need('huggingface_hub', extra='hub')
     kinds = dict(partial=FastPConvUNet, fine=FineUNet)
     if network not in kinds: raise InputError(f"a folder for hubs holds a partial or a fine network, not a {network} one; share model.safetensors instead")
+    hub, = need('huggingface_hub', extra='hub')
     class HubUNet(kinds[network], hub.PyTorchModelHubMixin):
         "A network for hubs; `facts` (recipe, licence) travel with the weights."
         facts = {}
@@ -106,11 +106,11 @@ def hub_class(network='partial'):
     return HubUNet
 
 # %% ../../nbs/tools/share.ipynb #4cc4b5aa
-def network_of(source, map_location=None, **where):
+def network_of(source, **where):
     "'partial', or what else config.json in the folder or on the hub says."
     file = Path(source)/'config.json'
     if not file.parent.is_dir(): file = need('huggingface_hub', extra='hub')[0].hf_hub_download(source, file.name, **where)
-    return json.loads(Path(file).read_text(encoding='utf-8')).get('network', 'partial') if Path(file).is_file() else 'partial'
+    return read_json(file).get('network', 'partial') if Path(file).is_file() else 'partial'
 
 # %% ../../nbs/tools/share.ipynb #a8788a60
 def save_pretrained(
@@ -130,11 +130,11 @@ def from_pretrained(
     device='cpu',
     **where):  # revision, cache_dir, token, local_files_only, as in huggingface_hub
     "The network in eval mode and its configuration, as `load_model`. Nothing is unpickled. Raises `InputError`."
-    path, where = Path(source).expanduser(), dict(map_location=device) | where
+    path = Path(source).expanduser()
     refuse_pickle(path)
     if not path.exists() and not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(source)): raise InputError(f"{source}: no such folder")
     source = str(path) if path.exists() else str(source)
-    try: net = hub_class(network_of(source, **where)).from_pretrained(source, **where)
+    try: net = hub_class(network_of(source, **where)).from_pretrained(source, map_location=device, **where)
     except InputError: raise
     except Exception as e: raise InputError(f"{source}: can't be opened ({one_line(e)}); it needs config.json and model.safetensors") from e
     return net, dict(model=net.config, **net.facts)
