@@ -280,6 +280,14 @@ def test_the_class_is_the_mixin_and_is_made_once(net, tmp_path):
     assert weights_hash(cls.from_pretrained(tmp_path)) == weights_hash(made)
 
 
+def test_a_hub_folder_without_the_extra_is_one_line(monkeypatch, tmp_path):
+    "Whether a network is written, read from a folder, or asked for by its name."
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    hub_class.cache_clear()
+    for use in (lambda: save_pretrained(build_unet(dict(depth=2, width=4)), tmp_path/"a"), lambda: from_pretrained(tmp_path), lambda: from_pretrained("somebody/network")):
+        with pytest.raises(MissingPackage, match=r"^huggingface_hub is missing; install it: pip install 'pconv_course\[hub\]'$"): use()
+
+
 @hub
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".PKL"])
 def test_pickles_stay_closed(tmp_path, suffix):

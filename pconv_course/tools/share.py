@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/tools/share.ipynb #b46840c3
 from ..fast import FastPConvUNet
-from ..base.core import atomic_path, InputError, need, one_line, read_json, write_json
+from ..base.core import atomic_path, InputError, MissingPackage, need, one_line, read_json, write_json
 from ..networks import FineUNet
 from ..weights import refuse_pickle
 
@@ -135,6 +135,6 @@ def from_pretrained(
     if not path.exists() and not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(source)): raise InputError(f"{source}: no such folder")
     source = str(path) if path.exists() else str(source)
     try: net = hub_class(network_of(source, **where)).from_pretrained(source, map_location=device, **where)
-    except InputError: raise
+    except (InputError, MissingPackage): raise
     except Exception as e: raise InputError(f"{source}: can't be opened ({one_line(e)}); it needs config.json and model.safetensors") from e
     return net, dict(model=net.config, **net.facts)
