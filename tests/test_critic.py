@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -413,6 +414,15 @@ def test_a_critic_begins_with_what_the_one_before_knows(judged, tmp_path, of, si
     last, new = load_file(judged[0]/'checkpoint.safetensors'), CriticCallback(r.critic, size, r.seed).net.state_dict()
     for k, v in first['critic'].items(): assert_close(v, last[f'.critic.model.{k}'] if k.startswith(taken) else new[k], rtol=0, atol=0)
     assert result['start']['critic'] == (len([t for t in taken if t]) or 3*len(taken))
+
+
+def test_a_start_with_damaged_checkpoints_says_what_to_start_from(judged, tmp_path):
+    "The network is whole, the critic is lost: start from the weights, and nothing of the new run is written."
+    (tmp_path/'old').mkdir()
+    shutil.copy(judged[0]/'model.safetensors', tmp_path/'old')
+    for p in judged[0].glob('checkpoint*'): (tmp_path/'old'/p.name).write_bytes(b'torn')
+    with pytest.raises(InputError, match=r'damaged, and with them its critic; start from .*old/model.safetensors'): go(replace(JUDGED, start=str(tmp_path/'old'), seed=1), tmp_path/'run')
+    assert not (tmp_path/'run'/'recipe.json').exists()
 
 
 def test_rehearsal_counts_steps_with_and_without_critic():
