@@ -223,7 +223,7 @@ def _usual(draw):
 _blob_mask = partial(central_mask, shape="blob")
 _three = [stroke_mask, line_ellipse_mask, sparse_mask]
 KINDS = dict(stroke=[stroke_mask], line_ellipse=[line_ellipse_mask], sparse=[sparse_mask],
-             central=[central_mask, _blob_mask], half=[half_mask], mixed=[*_three, central_mask, *_three, _blob_mask])
+             central=[central_mask, _blob_mask], rectangle=[central_mask], half=[half_mask], mixed=[*_three, central_mask, *_three, _blob_mask])
 KINDS["restore"] = [_usual(dict(s=stroke_mask, l=line_ellipse_mask, t=sparse_mask, r=central_mask, b=_blob_mask, h=half_mask)[k]) for k in "srlsbtsrhbsblsrtsbhs"]
 
 # %% ../nbs/02_masks.ipynb #5bd9f110
@@ -319,7 +319,7 @@ class MaskBank(PackedMasks, MaskSampler):
         n: int = 1000,  # how many masks
         size: int = 256,  # side, px
         seed: int = 0,  # the same seed, the same bits
-        kind: str = "stroke",  # 'stroke', 'line_ellipse', 'sparse', 'central', 'half', 'mixed': the first four in turn; or 'restore'
+        kind: str = "stroke",  # 'stroke', 'line_ellipse', 'sparse', 'central', 'half', 'mixed': the first four in turn; 'restore', 'rectangle'
         ratio: tuple | None = None,  # hole ratio (lo, hi]; None: the default of the kind
     ):
         "A bank of generated masks; a shorter one is the beginning of a longer one. Raises `InputError`."

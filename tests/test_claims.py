@@ -44,7 +44,7 @@ def record(name, sign, width, methods=tuple(BADNESS), against="partial", flipped
 
 def runs(names, sign, spread):
     "Three seeds of the base (the first name) and of variants that are worse by 1 (better, with sign -1), give or take `spread`."
-    score = lambda v: dict.fromkeys(("hole_l1", "specks", "blobs", "seam", "colour"), v)
+    score = lambda v: dict(images=8) | dict.fromkeys(("hole_l1", "specks", "blobs", "seam", "colour", "lpips"), v)
     value = lambda j, i: i + (sign*(1 + spread*(i - 1)) if j else 0)
     return [dict(name=k, seed=i, failed=None, scores=score(value(j, i)), curve=[score(value(j, i))]) for j, k in enumerate(names) for i in range(3)]
 
@@ -59,7 +59,8 @@ def world(folder, sign, width=.01, spread=.05, flipped=()):
     files["compare"] = dict(rows=[dict(set=s, ours=dict(hole_l1=.3 + d(i)), theirs=dict(hole_l1=.3)) for s in ("gntipt_places2", "migan_ffhq256") for i in range(8)])
     variants = ["paper", *sorted({re.search(r"^(.*)$", v)[1] for v in ("BN not frozen", "no ratio (raw)", "no n_win (v1)", "no style", "no perceptual", "border known", "as published", "no TV")})]
     files["ablations"] = dict(plans=dict(drawn=dict(runs=runs(variants, sign, spread))))
-    files["trials"] = dict(plans=dict(steps=dict(runs=runs(["constant 4e-3, EMA .99", "paper, pixel terms"], sign, spread))))
+    networks = runs(["plain", "plain, rectangles only"], sign, spread) + runs(["attention, critic", "partial, critic"], sign, spread)
+    files["trials"] = dict(plans=dict(steps=dict(runs=runs(["constant 4e-3, EMA .99", "paper, pixel terms"], sign, spread)), networks=dict(runs=networks)))
     files["training"] = dict(networks={k: dict(parameters=p) for k, p in dict(partial=10, gated=10 + 5*sign).items()})
     files["speed-here"] = dict(rows=[dict(net=k, precision="fp32", peak=p) for k, p in {"NVIDIA's layer": 2 + sign, "fast": 2}.items()])
     files["things"] = dict(things={k: dict(gain=[.5 + .3*sign, .5 + .3*sign - width, .5 + .3*sign + width]) for k in ("glasses", "a beard")})
