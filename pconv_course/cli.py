@@ -182,7 +182,7 @@ def evaluate_cmd(
     baseline: several("fills without a network: telea ns biharmonic patchmatch mean average truth") = None,
     outputs: several("folders or zips of finished pictures, PATH or NAME=PATH") = None,
     faces: str = "drawn",  # folder or zip of faces; or 'drawn': faces drawn by code
-    masks: str = "mixed",  # folder or zip of masks, .npz of a bank, or a kind: stroke, sparse, central, line_ellipse, mixed
+    masks: str = "mixed",  # folder or zip of masks, .npz of a bank, or a kind: stroke, sparse, central, rectangle, half, line_ellipse, mixed, restore
     hole: str = None,  # what marks the hole in mask pictures: white, black, alpha (transparent) or opaque (painted on a transparent layer)
     valid: str = None,  # which faces: ids such as 800-898, a share, or all; a prepared folder's held-out ones when absent
     size: int = None,  # side in pixels, 16 to 4096; that of the first network when absent
@@ -260,7 +260,7 @@ def say_failed(photo, e):
 def inpaint_cmd(
     photo: str,  # photo, or folder with photos
     mask: Param("mask, or folder with a mask of the same name for each photo; without: the hole is marked on the photo itself", str, opt=False, nargs="?") = None,
-    o: Dash("the result: a file such as fixed.png, or a folder", str, required=True) = None,
+    o: Dash("the result: a file such as fixed.png, or a folder", str) = None,
     hole: str = None,  # what marks the hole: white, black, alpha (transparent), opaque (painted on a transparent layer), or a colour such as "#ff0000"
     model: str = None,  # folder of a run of pconv train, its model.safetensors, or drawn; without: the weights faces of the package
     compare: bool = False,  # also write NAME-compare.png: before, mask, after; in its mask white is known, whatever --hole says
@@ -281,21 +281,22 @@ def inpaint_cmd(
 # %% ../nbs/cli.ipynb #6a414a0e
 def app_cmd(
     photo: Param("photo to open; a drawn face when absent, others can be opened in the page", str, opt=False, nargs="?") = None,
-    model: str = None,  # a run's folder or its model.safetensors; the network that comes with the package when absent
+    model: str = None,  # a run's folder, its model.safetensors, or drawn; the weights faces of the package when absent
     port: int = 8866,  # the page is at http://localhost:PORT
     no_browser: bool = False,  # only serve the page?
 ):
     "Draw holes on a photo and fill them, in the browser. Ctrl-C ends it."
     check_number("port", port, 1, 65535)
-    for name in (photo, model):
-        if name and not os.path.exists(os.path.expanduser(name)): raise UsageError(f"{name}: no such file; check the path")
+    from pconv_course.weights import pretrained_names
+    for name, more in ((photo, []), (model, pretrained_names())):
+        if name and name not in more and not os.path.exists(os.path.expanduser(name)): raise UsageError(f"{name}: no such file; check the path{more and ', or give the name of weights in the package: ' + ', '.join(more) or ''}")
     need("anywidget", "voila", extra="app")
     from pconv_course.tools.widget import open_app
     open_app(photo, model, port, no_browser)
 
 # %% ../nbs/cli.ipynb #fa3f2ab0
 def export_cmd(
-    model: str = None,  # a run's folder or its model.safetensors; the network that comes with the package when absent
+    model: str = None,  # a run's folder, its model.safetensors, or drawn; the weights faces of the package when absent
     out: str = "inpaint.onnx",  # file to write
     precision: str = "fp32",  # how weights are stored: fp32, fp16 (half the size) or int8 (a quarter)
     hole: str = "black",  # the mask of the exported graph: black (0 = hole) or white (0 = known)

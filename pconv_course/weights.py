@@ -53,7 +53,7 @@ def load_model(
     "The network that a run trained. Nothing is unpickled. Raises `InputError` when the file is missing or damaged."
     if packaged_file(path): return load_pretrained(str(path), device, say=None, impl=impl)
     path = weights_file(path)
-    if not path.is_file(): raise InputError(f"{path}: no such file; give the folder of a run, or its model.safetensors")
+    if not path.is_file(): raise InputError(f"{path}: no such file; give the folder of a run, its model.safetensors, or the name of weights in the package: {', '.join(pretrained_names())}")
     try:
         with safe_open(path, "pt") as f: config = json.loads(f.metadata()["config"])
         model = build_unet(config["model"], impl)

@@ -223,6 +223,10 @@ def test_the_widget_without_anywidget_is_one_line(without):
     assert (code, out) == (0, "anywidget is missing; install it: pip install 'pconv_course[app]'\n"), err
 
 
+def test_a_result_without_a_place_is_one_line():
+    assert shell("inpaint", "photo.jpg", "mask.png") == (2, "", "pconv inpaint: error: say where the result goes: -o fixed.png\n")
+
+
 def test_need():
     "Imports what is there; what is missing is an input error for a command and an ImportError for Python."
     assert [m.__name__ for m in core.need("json", "email.message", extra="x")] == ["json", "email.message"]

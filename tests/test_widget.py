@@ -276,7 +276,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(widget, "serve", lambda *a: served.append(a))
     monkeypatch.setitem(sys.modules, "voila", ModuleType("voila"))
     for wrong, word in [(dict(photo=str(tmp_path/"none.png")), "no such file"), (dict(photo=str(tmp_path/"bad.png")), "not a picture"),
-                        (dict(model=str(tmp_path/"none")), "no such file"), (dict(port=0), "--port"), (dict(port=65536), "--port")]:
+                        (dict(model=str(tmp_path/"none")), "weights in the package: drawn, faces"), (dict(port=0), "--port"), (dict(port=65536), "--port")]:
         with pytest.raises(SystemExit) as e: pconv("app", **wrong)
         err = capsys.readouterr().err
         assert e.value.code == 2 and word in err and len(err.splitlines()) == 1 and not served, err
@@ -297,6 +297,11 @@ def test_the_command_hands_photo_and_model_over(tmp_path, monkeypatch):
     name, there, port, no_browser, env = seen[0]
     assert (name, there, port, no_browser) == ("pconv_app.ipynb", True, 1234, True)
     assert Path(env["PCONV_PHOTO"]) == tmp_path/"a.png" and env["PCONV_MODEL"] == "" and env["PATH"] == os.environ["PATH"]
+    pconv("app", model="drawn", no_browser=True)
+    assert seen[1][-1]["PCONV_MODEL"] == "drawn"  # weights of the package go by their name
+    (tmp_path/"drawn").mkdir()
+    pconv("app", model="drawn", no_browser=True)
+    assert seen[2][-1]["PCONV_MODEL"] == str(tmp_path/"drawn")  # unless a folder is called so
 
 
 def serve_with(folder, voila):

@@ -329,8 +329,8 @@ def valid_mask(
     if not ((m == 0) | (m == 1)).all(): raise InputError(f"{name} has values other than 0 and 1; use read_mask")
     if shape is not None and m.shape != tuple(shape):
         raise InputError(f"{name} is {m.shape} and its image {tuple(shape)}; read it with size={tuple(shape)}")
-    if m.all(): raise InputError(f"{name} has no hole, nothing is to be filled; check the polarity")
-    if not m.any(): raise InputError(f"{name} is all hole, nothing is known; check the polarity")
+    if m.all(): raise InputError(f"{name} has no hole, nothing is to be filled; check the polarity: what marks the hole, white or black?")
+    if not m.any(): raise InputError(f"{name} is all hole, nothing is known; check the polarity: what marks the hole, white or black?")
     return m.astype(np.uint8)
 
 # %% ../../nbs/base/pictures.ipynb #db2768e3

@@ -36,6 +36,7 @@ from ..base.photos import write_photo
 from ..base.pictures import opacity, open_image, plain_array, resize_nearest, upright
 from ..inpainting import inpaint as fill_photo, open_model
 from ..masks import central_mask, sparse_mask, stroke_mask
+from ..weights import packaged_file
 
 # %% ../../nbs/tools/widget.ipynb #a5e07cbf
 anywidget, = need("anywidget", extra="app")
@@ -354,7 +355,7 @@ def open_app(
     need("voila", extra="app")
     if photo: photo_from_bytes(photo)
     whole = lambda name: str(Path(name).expanduser().resolve()) if name else ""
-    env = {**os.environ, "PCONV_PHOTO": whole(photo), "PCONV_MODEL": whole(model)}
+    env = {**os.environ, "PCONV_PHOTO": whole(photo), "PCONV_MODEL": str(model) if model and packaged_file(model) else whole(model)}
     with tempfile.TemporaryDirectory() as folder: serve(write_app(folder), port, no_browser, env)
 
 # %% ../../nbs/tools/widget.ipynb #62c29e9e
