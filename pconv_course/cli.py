@@ -287,9 +287,7 @@ def app_cmd(
 ):
     "Draw holes on a photo and fill them, in the browser. Ctrl-C ends it."
     check_number("port", port, 1, 65535)
-    from pconv_course.weights import pretrained_names
-    for name, more in ((photo, []), (model, pretrained_names())):
-        if name and name not in more and not os.path.exists(os.path.expanduser(name)): raise UsageError(f"{name}: no such file; check the path{more and ', or give the name of weights in the package: ' + ', '.join(more) or ''}")
+    if photo and not os.path.exists(os.path.expanduser(photo)): raise UsageError(f"{photo}: no such file; check the path")
     need("anywidget", "voila", extra="app")
     from pconv_course.tools.widget import open_app
     open_app(photo, model, port, no_browser)

@@ -140,7 +140,7 @@ def pack_cmd(
 # %% ../nbs/cli_lab.ipynb #bcf8ed02
 def convert_cmd(
     file: str,           # checkpoint of another implementation, as torch.save writes it
-    o: Dash('folder for the result, new or empty', str, required=True) = None,
+    o: Dash('folder for the result, new or empty', str) = None,
     layout: str = None,  # naoto or mmagic; found out when it is left out
 ):
     "Make a network of this library out of a checkpoint of naoto0804/pytorch-inpainting-with-partial-conv or open-mmlab/mmagic (PConv)."

@@ -225,6 +225,7 @@ def test_the_widget_without_anywidget_is_one_line(without):
 
 def test_a_result_without_a_place_is_one_line():
     assert shell("inpaint", "photo.jpg", "mask.png") == (2, "", "pconv inpaint: error: say where the result goes: -o fixed.png\n")
+    assert shell("lab convert", "theirs.pth") == (2, "", "pconv lab convert: error: say where the result goes: -o FOLDER\n")
 
 
 def test_need():

@@ -72,9 +72,10 @@ def continued_run(recipe, data, out, minutes):
 # %% ../../nbs/runs/train.ipynb #63b50458
 def begin_critic(critic, path):
     "Give a `RunCritic` the first stages of the critic of the run `path`, as far as they are alike, and its answers too if all are. How many stages; 0 without a run or a critic."
-    if not any(Path(path).expanduser().glob('checkpoint*')): return 0
-    try: state, _ = latest_checkpoint(path)
-    except InputError as e: raise InputError(f"start={str(path)!r}: its checkpoints are damaged, and with them its critic; start from {Path(path).expanduser()/'model.safetensors'}, and the critic begins anew") from e
+    folder = Path(path).expanduser()
+    if not any(folder.glob('checkpoint*')): return 0
+    try: state, _ = latest_checkpoint(folder)
+    except InputError as e: raise InputError(f"start={str(path)!r}: its checkpoints are damaged, and with them its critic; start from {folder/'model.safetensors'}, and the critic begins anew") from e
     theirs, ours = (state.get('critic') or {}).get('model', {}), critic.net.state_dict()
     same = lambda keys: all(k in theirs and theirs[k].shape == ours[k].shape for k in keys)
     n = 0

@@ -36,7 +36,7 @@ from ..base.photos import write_photo
 from ..base.pictures import opacity, open_image, plain_array, resize_nearest, upright
 from ..inpainting import inpaint as fill_photo, open_model
 from ..masks import central_mask, sparse_mask, stroke_mask
-from ..weights import packaged_file
+from ..weights import no_weights, packaged_file
 
 # %% ../../nbs/tools/widget.ipynb #a5e07cbf
 anywidget, = need("anywidget", extra="app")
@@ -354,8 +354,10 @@ def open_app(
     "The widget in a browser, until Ctrl-C or SIGTERM. Raises `UsageError`, `InputError`."
     need("voila", extra="app")
     if photo: photo_from_bytes(photo)
+    named = bool(model) and packaged_file(model)
+    if model and not named and not Path(model).expanduser().exists(): raise no_weights(model)
     whole = lambda name: str(Path(name).expanduser().resolve()) if name else ""
-    env = {**os.environ, "PCONV_PHOTO": whole(photo), "PCONV_MODEL": str(model) if model and packaged_file(model) else whole(model)}
+    env = {**os.environ, "PCONV_PHOTO": whole(photo), "PCONV_MODEL": str(model) if named else whole(model)}
     with tempfile.TemporaryDirectory() as folder: serve(write_app(folder), port, no_browser, env)
 
 # %% ../../nbs/tools/widget.ipynb #62c29e9e
