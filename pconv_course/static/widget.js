@@ -32,9 +32,10 @@ function pictures(model, at) {
 
 // -- pen
 function line(model, at, a, b) {
-  Object.assign(at.pen, { lineWidth: model.get("brush"), lineCap: "round", strokeStyle: HOLE,
+  Object.assign(at.pen, { lineWidth: model.get("brush"), lineCap: "round", strokeStyle: HOLE, fillStyle: HOLE,
                           globalCompositeOperation: model.get("erase") ? "destination-out" : "source-over" });
   at.pen.beginPath(), at.pen.moveTo(...a), at.pen.lineTo(...b), at.pen.stroke();
+  at.pen.beginPath(), at.pen.arc(...b, model.get("brush")/2, 0, 7), at.pen.fill(); // a click: not every browser draws a line of no length
 }
 function snap(at) {                                                                 // no half-transparent edges: hole or not
   const d = at.pen.getImageData(0, 0, at.canvas.width, at.canvas.height);

@@ -368,13 +368,14 @@ def serve(path, port, no_browser, env):
     with subprocess.Popen([sys.executable, "-m", "voila", str(path), f"--port={port}", size, *options], env=env) as voila:
         was = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try: code = voila.wait()
-        except BaseException: end(voila); raise
+        except BaseException as e: end(voila, isinstance(e, KeyboardInterrupt)); raise
         finally: signal.signal(signal.SIGTERM, was)
     if code: raise UsageError(f"voila ended with exit code {code}; is port {port} taken? give another --port")
 
-def end(process):
-    "Wait for a process that Ctrl-C in a terminal has reached as well; if it stays, interrupt it, then kill it."
-    for send in (lambda: None, lambda: process.send_signal(signal.SIGINT), process.kill):
+def end(process, told):
+    "Wait for a process that Ctrl-C in a terminal has reached as well, or interrupt it; voila gives its kernels five seconds. If it stays, interrupt it again, then kill it."
+    interrupt = lambda: process.send_signal(signal.SIGINT)
+    for send, seconds in ((lambda: None if told else interrupt(), 6), (interrupt, 2), (process.kill, 2)):
         send()
-        try: return process.wait(2)
+        try: return process.wait(seconds)
         except subprocess.TimeoutExpired: pass
