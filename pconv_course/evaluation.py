@@ -37,7 +37,7 @@ from .masks import bucket_of, BUCKETS, MaskBank
 from .metrics import (as_saved, biharmonic_fill, hole_l1_error, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, psnr,
     score_each, telea_fill)
 from .pairs import by_stem, list_hash, stem
-from .weights import load_model, load_pretrained, weights_hash
+from .weights import load_model, weights_hash
 
 # %% ../nbs/19_evaluation.ipynb #65b44a44
 @dataclass
@@ -94,13 +94,12 @@ def model_method(model, name="ours", device="cpu", info=None) -> Method:
 
 # %% ../nbs/19_evaluation.ipynb #f99124cd
 def network(
-    path,  # a run's folder, a model.safetensors, or 'pretrained' for the network that comes with the library
+    path,  # a run's folder, a model.safetensors, or the name of weights in the package, such as 'faces'
     name=None,  # None: that of the folder or file
     device="cpu",
 ) -> Method:
     "A trained network. Raises `InputError`."
-    model, config = load_pretrained(device=device, say=None) if path == "pretrained" else load_model(path, device)
-    if path == "pretrained": return model_method(model, name or path, device, dict(config=config))
+    model, config = load_model(path, device)
     file = Path(path).expanduser().resolve()
     return model_method(model, name or (file.parent.name if file.stem == "model" else file.stem), device, dict(config=config))
 

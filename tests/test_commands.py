@@ -44,7 +44,7 @@ def test_help(name):
     r = subprocess.run([sys.executable, "-c", HEAVY.format(words=[*name.split(), "--help"])], capture_output=True, text=True)
     assert r.stderr.strip() == "[]" and r.stdout.startswith(f"usage: {f'pconv {name}'.strip()} ")
     if name not in NAMES: return
-    for action in anno_parser(command_of(name))._actions:
+    for action in cli.dashed(anno_parser(command_of(name)))._actions:
         if action.help != "==SUPPRESS==": assert action.help and (action.option_strings or [action.dest])[0] in r.stdout
 
 
@@ -287,7 +287,7 @@ def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
     "No preset has their network; the command takes it from them, by name or by file, and a tiny run ends with its shape."
     from pconv_course.weights import load_model, pretrained_info, weights_dir
     write_json(tmp_path/"tiny.json", dict(TINY, n_faces=6, bs=2, valid=.4, min_steps=2, formula="v1", phases=[dict(lr=1e-4)]))
-    start = "pretrained" if how == "name" else str(weights_dir()/"faces.safetensors")
+    start = "faces" if how == "name" else str(weights_dir()/"faces.safetensors")
     pconv("train", str(tmp_path/"tiny.json"), out=str(tmp_path/"run"), start=start, device="cpu")
     theirs, config = load_model(weights_dir()/"faces.safetensors")[1]["model"], load_model(tmp_path/"run")[1]
     assert config["model"] == theirs and config["recipe"]["size"] == 32 and config["position"]["step"] == 2
@@ -337,7 +337,7 @@ def test_start_brings_its_network(tmp_path, capsys):
     train(fine, out=tmp_path/"fine", device="cpu", progress=False)
     doublings = [cli._begun(str(tmp_path/name), network)["doublings"] for name, network in (("first", "fine"), ("fine", None), ("fine", "fine"))]
     assert fine.network == "fine" and doublings == [1, 1, 2]
-    says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="pretrained", network="gated"), "which is partial"),
+    says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="faces", network="gated"), "which is partial"),
             (dict(start=str(tmp_path/"nowhere")), "no such file")]
     for how, words in says:
         with pytest.raises(SystemExit) as e: pconv("train", out=str(tmp_path/"run"), device="cpu", **how)
@@ -372,12 +372,12 @@ def test_places_where_trials_can_be_recorded(tmp_path, monkeypatch):
 TINY = dict(size=32, n_faces=40, n_masks=10, depth=3, width=4, bs=8)
 
 
-def test_dashes_are_underscores(capsys):
+def test_dashes_or_underscores(capsys):
     "Both spellings of an option are understood; values are left alone."
     for option in ("--dry-run", "--dry_run"):
         with pytest.raises(SystemExit) as e: cli.main(["train", option, "--minutes", "nan"])
         assert e.value.code == 2 and "--minutes is nan" in capsys.readouterr().err
-    assert cli.underscores(["--dry-run", "--out=a-b", "--out", "--a-b=c-d", "-x-y", "e-f"]) == ["--dry_run", "--out=a-b", "--out", "--a_b=c-d", "-x-y", "e-f"]
+    assert cli.dashes(["--dry_run", "--out=a_b", "--out", "--a_b-c=c_d", "-x_y", "e_f"]) == ["--dry-run", "--out=a_b", "--out", "--a-b-c=c_d", "-x_y", "e_f"]
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
