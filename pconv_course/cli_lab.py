@@ -71,7 +71,7 @@ def _check_record(path):
 
 # %% ../nbs/cli_lab.ipynb #144ff85d
 def trials_cmd(
-    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes), loss (the six terms and cheaper ones), weights (how heavy the features may be), terms (six terms, a critic, or neither) or networks (who is told the hole)
+    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes), loss (the six terms and cheaper ones), weights (how heavy the features may be), terms (six terms, a critic, or neither), networks (who is told the hole) or larger (the best two of these at 128 px)
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
     out: str = "runs/trials",  # folder of the finished trials; run the same command again to go on after an interruption
     record: str = None,  # JSON file for the record of the plan, such as trials.json; the table alone when absent
@@ -99,7 +99,7 @@ def experiments_cmd(
     features: str = "random",  # of the ablations' perceptual and style terms: vgg16, random, or a state-dict file
     out: str = "runs/experiments",  # folder of networks and scores; the same command goes on after an interruption
     record: str = None,  # folder for the JSON files, such as nbs/results; OUT/SCALE/results when absent
-    only: several("some of the steps: networks, memory, sparse, central, half, comparison, things, ablations") = None,
+    only: several("some of the steps: networks, memory, sparse, central, half, comparison, things, ablations, specks") = None,
     seeds: int = None,  # networks of each kind, 1 to 100; the scale's number when absent
 ):
     "Train partial, plain and gated convolutions alike, judge them in four experiments, look for glasses and beards, and run the ablations."

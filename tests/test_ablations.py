@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pconv_course.lab.ablations import (BASES, DEVIATIONS, MEASURED, KnownBorder, OtherLoss, ablation_plan, ablation_summary, artifacts, differences, finding,
-    loss_tv_everywhere, norms, run_ablations, show_differences, soft, verdict, washed_out)
+from pconv_course.lab.ablations import (BASES, DEVIATIONS, MEASURED, KnownBorder, OtherLoss, SUSPECTS, ablation_plan, ablation_summary, artifacts, differences, finding,
+    loss_tv_everywhere, norms, run_ablations, run_specks, show_differences, soft, specks_plans, verdict, washed_out)
 from pconv_course.base.core import InputError, read_json
 from pconv_course.base.show import compose
 from pconv_course.data import DrawnFaces
@@ -174,6 +174,28 @@ def test_every_variant_trains_and_is_recorded(tmp_path, monkeypatch):
     back = read_json(tmp_path/'a.json')
     assert ablation_summary(back['plans']['drawn']['runs']) == ablation_summary(rows) and 'chapter 25' in back['what']
     assert run_ablations(out=tmp_path/'runs', scale='tiny', only=['paper'], report=pytest.fail)[0]['scores'] == rows[0]['scores']
+
+
+def test_specks_have_a_long_base_and_arms(tmp_path, monkeypatch):
+    "Both plans run, look at every point, and are recorded; a second call runs nothing."
+    monkeypatch.setitem(BASES, 'tiny', replace(BASES['tiny'], n_faces=40, n_masks=20, width=4))
+    monkeypatch.setattr('pconv_course.lab.ablations.SUSPECTS', ('paper', 'as published'))
+    found = run_specks(tmp_path/'runs', tmp_path/'s.json', 'tiny', report=lambda t: None)
+    back = read_json(tmp_path/'s.json')['plans']
+    assert {k: [r['name'] for r in v] for k, v in found.items()} == {k: [r['name'] for r in v['runs']] for k, v in back.items()} == dict(base=['paper'], arms=['paper', 'as published'])
+    assert all({'specks', 'true_specks', 'seam'} <= p.keys() for v in found.values() for r in v for p in r['curve']) and len(found['base'][0]['curve']) == 2
+    assert found['arms'][0]['curve'][-1]['specks'] != found['arms'][1]['curve'][-1]['specks']
+    run_specks(tmp_path/'runs', scale='tiny', report=pytest.fail)
+
+
+def test_recorded_specks_are_of_todays_plans():
+    "Every arm with three seeds, as long as the plan says, the base eight times as long."
+    record = read_json(RESULTS/'specks.json')['plans']
+    for plan in specks_plans():
+        want = {(v.name, seed): images for v, seed, _, _, images in jobs(plan)}
+        assert {(r['name'], r['seed']): r['images'] for r in record[plan.name]['runs']} == want and record[plan.name]['points'] == plan.points
+        assert all(len(r['curve']) == plan.points for r in record[plan.name]['runs'])
+    assert {r['name'] for r in record['arms']['runs']} == set(SUSPECTS)
 
 
 ROWS = [dict(name=n, seed=s, scores=dict(specks=v + .1*s, psnr=20 - v)) for n, v in (('paper', 1.), ('worse', 3.), ('same', 1.)) for s in range(3)]

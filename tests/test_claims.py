@@ -43,9 +43,9 @@ def record(name, sign, width, methods=tuple(BADNESS), against="partial", flipped
 
 
 def runs(names, sign, spread):
-    "Three seeds of the base (the first name) and of variants that are worse by 1 (better, with sign -1), give or take `spread`."
-    score = lambda v: dict(images=8) | dict.fromkeys(("hole_l1", "specks", "blobs", "seam", "colour", "lpips"), v)
-    value = lambda j, i: i + (sign*(1 + spread*(i - 1)) if j else 0)
+    "Three seeds of the base (the first name) and of variants, each worse by 1 than the one before (better, with sign -1), give or take `spread`."
+    score = lambda v: dict(images=8) | dict.fromkeys(("hole_l1", "specks", "blobs", "seam", "colour", "lpips", "stroke_l1", "central_l1", "half_l1"), v)
+    value = lambda j, i: i + j*sign*(1 + spread*(i - 1))
     return [dict(name=k, seed=i, failed=None, scores=score(value(j, i)), curve=[score(value(j, i))]) for j, k in enumerate(names) for i in range(3)]
 
 
@@ -59,11 +59,12 @@ def world(folder, sign, width=.01, spread=.05, flipped=()):
     files["compare"] = dict(rows=[dict(set=s, ours=dict(hole_l1=.3 + d(i)), theirs=dict(hole_l1=.3)) for s in ("gntipt_places2", "migan_ffhq256") for i in range(8)])
     variants = ["paper", *sorted({re.search(r"^(.*)$", v)[1] for v in ("BN not frozen", "no ratio (raw)", "no n_win (v1)", "no style", "no perceptual", "border known", "as published", "no TV")})]
     files["ablations"] = dict(plans=dict(drawn=dict(runs=runs(variants, sign, spread))))
-    networks = runs(["plain", "plain, rectangles only"], sign, spread) + runs(["attention, critic", "partial, critic"], sign, spread)
+    networks = runs(["gated", "partial", "plain", "plain, rectangles only"], sign, spread) + runs(["attention, critic", "partial, critic"], sign, spread)
     files["trials"] = dict(plans=dict(steps=dict(runs=runs(["constant 4e-3, EMA .99", "paper, pixel terms"], sign, spread)), networks=dict(runs=networks)))
     files["training"] = dict(networks={k: dict(parameters=p) for k, p in dict(partial=10, gated=10 + 5*sign).items()})
     files["speed-here"] = dict(rows=[dict(net=k, precision="fp32", peak=p) for k, p in {"NVIDIA's layer": 2 + sign, "fast": 2}.items()])
     files["things"] = dict(things={k: dict(gain=[.5 + .3*sign, .5 + .3*sign - width, .5 + .3*sign + width]) for k in ("glasses", "a beard")})
+    files["specks"] = dict(plans=dict(arms=dict(runs=[dict(name="as published", seed=i, failed=None, curve=[dict(specks=1 + sign*(1 + spread*(i - 1)), true_specks=1.)]) for i in range(3)])))
     files["memory"] = dict(bytes=dict(partial=2, attention=2 + sign))
     for k, v in files.items(): (folder/f"{k}.json").write_text(json.dumps(v))
     return folder
@@ -99,7 +100,7 @@ READS = {  # the beginning of a sentence: the columns that it is about
     "Blends": "seam", "Recovers details": "detail", "… more than continuing": "detail", "Rainbow specks": "specks", "Color blobs": "blobs", "Specks decrease": "specks",
     "Blobs decrease": "blobs", "Even with minimal": "l1_hole detail", "… and symmetry": "symmetry", "Borders": "seam", "Color matching": "colour", "An eighth of our training leaves": "specks",
     "… and more color mismatch": "colour", "Partial convolutions eff": "seam", "An eighth of our training knows": "l1_hole detail", "Longer": "psnr", "Robust": "psnr", "… beside the best": "psnr",
-    "Traditional": "l1_hole", "Gated": "l1_hole", "… at equal work": "l1_hole", "Less error": "l1", "… in large central": "l1_hole", "… and where half": "l1_hole",
+    "Traditional": "l1_hole", "Gated": "l1_hole", "… at equal work": "l1_hole", "Less error": "l1", "… and where half": "l1_hole",
     "Plain convolutions": "colour", "… and blur": "detail", "Works at any": "l1_hole"}
 
 
@@ -116,7 +117,7 @@ def test_each_claim_reads_the_records_it_names(tmp_path):
     "Without any one of its records a claim is not measured, and no other is touched."
     world(tmp_path, 1)
     before = ledger.claims(tmp_path, MEASURED)
-    for name in ("sparse", "central", "half", "comparison", "compare", "ablations", "trials", "faces_buckets", "training", "speed-here", "things", "memory"):
+    for name in ("sparse", "central", "half", "comparison", "compare", "ablations", "trials", "faces_buckets", "training", "speed-here", "things", "memory", "specks"):
         text = (tmp_path/f"{name}.json").read_text()
         (tmp_path/f"{name}.json").unlink()
         after = ledger.claims(tmp_path, MEASURED)

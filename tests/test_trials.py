@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -14,13 +15,14 @@ from calling import MODULE
 from pconv_course.base.core import InputError, read_json
 from pconv_course.data import open_faces
 from pconv_course.losses import random_features
+from pconv_course.masks import MaskBank
 from pconv_course.objective import FEATURE_TERMS, InpaintLoss, PAPER_WEIGHTS
 from pconv_course.recipe import public_recipe
 from pconv_course.training import RunCallback
 from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_learner, recipe_with
 from pconv_course.training import learning_rate
 from pconv_course.evaluation import HeldOut
-from pconv_course.lab.plans import PLANS, fills, looks, run_trials
+from pconv_course.lab.plans import HOLES, PLANS, by_kind, fills, looks, run_trials
 from pconv_course.lab.trials import (TWISTS, ImageRun, TrialPlan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key, trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
@@ -290,7 +292,7 @@ def test_scores_at_every_point(tmp_path):
         end = time.process_time() + 1
         while time.process_time() < end: pass
         return level(net, held)
-    once, often, late = (run_plan(replace(PLAN, often=o, variants=PLAN.variants[:1]), out=tmp_path, seeds=1, report=lambda t: None, scores=s)[0] for o, s in ((False, level), (True, level), (True, slow)))
+    once, often, late = (run_plan(replace(PLAN, variants=PLAN.variants[:1]), out=tmp_path, seeds=1, report=lambda t: None, **how)[0] for how in (dict(scores=level), dict(often=level), dict(often=slow)))
     assert len(list(tmp_path.iterdir())) == 3 and 'scores' not in often
     levels = [p.pop('level') for p in often['curve']]
     assert levels[0] != levels[1] == once['scores']['level'] and all('level' not in p for p in once['curve'])
@@ -309,6 +311,24 @@ def test_looks_of_the_fourth_plan(monkeypatch):
     assert looks(Truth(), held) == dict(texture=1.)
     monkeypatch.setattr('pconv_course.lab.plans.open_lpips', lambda: (lambda comp, gt: (comp - gt).abs().amax((1, 2, 3)), None))
     assert looks(Truth(), held) == dict(texture=1., lpips=0.)
+
+
+def test_holes_apart_of_the_fifth_plan(monkeypatch):
+    "Each kind of hole by itself: a network that paints one grey has its error there and its distance, and in known pixels none."
+    class Grey(torch.nn.Module):
+        def __init__(self): super().__init__(); self.level = torch.nn.Parameter(torch.tensor(0.5))
+        def forward(self, inp, m): return torch.ones_like(inp)*self.level
+    held = HeldOut(open_faces('drawn', 32, 20), 32, InpaintLoss.pixels())
+    monkeypatch.setattr('pconv_course.lab.plans.open_lpips', lambda: (None, 'no weights'))
+    error = by_kind(Grey(), held)
+    assert [*error] == [f'{k}_l1' for k in HOLES]
+    for kind in HOLES:
+        m = MaskBank.make(len(held.gt), 32, 10**6 + 2, kind).fixed(len(held.gt), 2)
+        hole = (m < .5).expand_as(held.gt)
+        assert error[f'{kind}_l1'] == pytest.approx(np.mean([(g - .5).abs()[h].mean() for g, h in zip(held.gt, hole)]), abs=2e-5)
+    monkeypatch.setattr('pconv_course.lab.plans.open_lpips', lambda: (lambda comp, gt: (comp - gt).abs().mean((1, 2, 3)), None))
+    both = by_kind(Grey(), held)
+    assert both['half_lpips'] > both['sparse_lpips'] > 0 and {k: both[k] for k in error} == error
 
 
 def test_scores_are_of_the_averaged_weights():

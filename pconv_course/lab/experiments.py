@@ -28,7 +28,7 @@ from ..data import face_dls
 from ..evaluation import average_of, baseline, evaluate, network
 from ..fast import flops, saved_bytes
 from ..inpainting import finish_photo, open_model, pictures
-from .ablations import run_ablations
+from .ablations import run_ablations, run_specks
 from .things import judge_things
 from ..masks import half_bank, hole_ratio
 from ..metrics import score
@@ -262,7 +262,7 @@ def run_experiment(job, name) -> dict:
     return record
 
 # %% ../../nbs/lab/experiments.ipynb #92c4db7f
-STEPS = ("networks", "memory", *EXPERIMENTS, "things", "ablations")
+STEPS = ("networks", "memory", *EXPERIMENTS, "things", "ablations", "specks")
 
 def run_steps(
     job,  # a `Job`
@@ -277,14 +277,15 @@ def run_steps(
                 elif step == "memory": write_json(job.record/"memory.json", memory_record(job.scale))
                 elif step in EXPERIMENTS: records[step] = run_experiment(job, step)
                 elif step == "things": judge_things(out=job.record/"things.json")
-                else: run_ablations_of(job)
+                else: run_ablations_of(job, step)
     except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped; what is done is in {job.out}, the same command goes on") from None
     return records
 
 # %% ../../nbs/lab/experiments.ipynb #00fa1906
-def run_ablations_of(job):
-    "The step of chapter 25."
-    run_ablations(job.data, job.out/"ablations", job.record/"ablations.json", job.scale.name, job.features)
+def run_ablations_of(job, step):
+    "The steps of chapter 25."
+    if step == "specks": run_specks(job.out/step, job.record/"specks.json", job.scale.name)
+    else: run_ablations(job.data, job.out/step, job.record/"ablations.json", job.scale.name, job.features)
 
 # %% ../../nbs/lab/experiments.ipynb #c9f6d582
 def train_little(

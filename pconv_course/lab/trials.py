@@ -61,7 +61,6 @@ class TrialPlan:
     variants: tuple  # of `Variant`; the end of the first is the level that the others have to reach
     twist: dict = field(default_factory=dict)  # of every variant
     points: int = 8  # scores on the way
-    often: bool = False  # what else the plan measures: at each of these points, or at the end
 
 # %% ../../nbs/lab/trials.ipynb #3f566f2a
 def jobs(plan, seeds=None, only=None):
@@ -141,20 +140,20 @@ def trial(
     loss=None,  # an `InpaintLoss`, the yardstick on held-out pairs; None: the recipe's
     points=8,  # scores on the way
     twists=None,  # further twists by name, beside `TWISTS`
-    scores=None,  # function (net, held) -> dict for JSON: what else to measure, `held` a `HeldOut`
-    often=False,  # measure that at every point, or once, at the end
+    scores=None,  # function (net, held) -> dict for JSON: what else to measure at the end, `held` a `HeldOut`
+    often=None,  # the same for what else to measure at every point
 ) -> dict:  # curve, work and how it ended, for JSON
     "Train by a recipe on so many images, and score on the way. A loss that is no number ends the trial and is a result, too."
     run = ImageRun(recipe, images)
     learn = recipe_learner(recipe, faces, device='cpu', cbs=step_callbacks(run))
-    cb = TrialCallback(run, HeldOut(learn.dls.valid.dataset, recipe.size, loss or recipe_loss(recipe)), points, scores if often else None)
+    cb = TrialCallback(run, HeldOut(learn.dls.valid.dataset, recipe.size, loss or recipe_loss(recipe)), points, often)
     run.n_iter, start = len(learn.dls.train), recipe.start and dict(start=begin_from(get_model(learn.model), recipe.start))
     for f, v in twists_of(twist, twists): f(learn, run, v)
     learn.add_cb(cb)
     torch.manual_seed(recipe.seed)
     with learn.no_bar(), learn.no_logging(): learn.fit(10**6)
     return dict(images=run.position.images, flop_per_image=round(cb.work/max(run.position.images, 1)), failed=run.failed, curve=cb.curve,
-                **end_scores(cb, None if often else scores), **(start or {}), parameters=sum(p.numel() for p in learn.model.parameters()), data=data_record('', learn.dls))
+                **end_scores(cb, scores), **(start or {}), parameters=sum(p.numel() for p in learn.model.parameters()), data=data_record('', learn.dls))
 
 # %% ../../nbs/lab/trials.ipynb #bd023ade
 def twists_of(twist, more=None):
@@ -276,17 +275,18 @@ def run_plan(
     only=None,  # names of variants; None: all
     report=print,  # called with a line of text per trial
     twists=None,  # further twists by name, as in `trial`
-    scores=None,  # what else to measure, as in `trial`
+    scores=None,  # what else to measure at the end, and
+    often=None,  # at every point, as in `trial`
 ) -> list:  # one dict per trial
     "Run what of a plan has not been run yet. Ctrl-C loses the trial at hand and no other. Raises `InputError`."
     rows, faces, yardstick, base = [], {}, recipe_loss(plan.base), entries(plan.base)
     for v, seed, recipe, twist, images in jobs(plan, seeds, only):
         size, n = recipe.size, recipe.n_faces
-        what = [entries(recipe), base, twist, images, plan.points, Path(data).name, *([scores.__name__] if scores else []), *(['often'] if plan.often else [])]
+        what = [entries(recipe), base, twist, images, plan.points, Path(data).name, *(f.__name__ for f in (often, scores) if f), *(['often'] if often else [])]
         path = Path(out).expanduser()/f'{trial_key(*what)}.json'
         if not path.exists():
             if (size, n) not in faces: faces[size, n] = open_faces(data, size, n or None, plan.base.seed)
-            write_json(path, trial(recipe, faces[size, n], images, twist, yardstick, plan.points, twists, scores, plan.often))
+            write_json(path, trial(recipe, faces[size, n], images, twist, yardstick, plan.points, twists, scores, often))
             report(f"{plan.name}, {v.name}, seed {seed}: {trial_text(read_json(path))}")
         rows.append(dict(name=v.name, seed=seed, change=change_of(plan.base, recipe), twist=v.twist) | read_json(path))
     return rows
