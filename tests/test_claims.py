@@ -64,7 +64,9 @@ def world(folder, sign, width=.01, spread=.05, flipped=()):
     files["training"] = dict(networks={k: dict(parameters=p) for k, p in dict(partial=10, gated=10 + 5*sign).items()})
     files["speed-here"] = dict(rows=[dict(net=k, precision="fp32", peak=p) for k, p in {"NVIDIA's layer": 2 + sign, "fast": 2}.items()])
     files["things"] = dict(things={k: dict(gain=[.5 + .3*sign, .5 + .3*sign - width, .5 + .3*sign + width]) for k in ("glasses", "a beard")})
-    files["specks"] = dict(plans=dict(arms=dict(runs=[dict(name="as published", seed=i, failed=None, curve=[dict(specks=1 + sign*(1 + spread*(i - 1)), true_specks=1.)]) for i in range(3)])))
+    arms = runs(["paper", "as published"], sign, spread)
+    for r in arms: r["curve"][-1]["true_specks"] = r["seed"]
+    files["specks"] = dict(plans=dict(arms=dict(runs=arms)))
     files["memory"] = dict(bytes=dict(partial=2, attention=2 + sign))
     for k, v in files.items(): (folder/f"{k}.json").write_text(json.dumps(v))
     return folder
