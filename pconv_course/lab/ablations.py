@@ -190,10 +190,10 @@ def eyesores(net, held):
 
 def specks_plans(scale='full'):
     "Two plans on drawn faces: 'base', the paper's recipe for long, and 'arms', `SUSPECTS` for an eighth of it with three seeds; 'tiny' runs both for seconds."
-    plan, long = ablation_plan(scale), scale == 'full'
-    plan = replace(plan, base=recipe_with(plan.base, precision='fp32'), variants=tuple(v for v in plan.variants if v.name in SUSPECTS))
-    return (replace(plan, name='base', images=102_400 if long else 320, points=16 if long else 2, variants=(replace(plan.variants[0], seeds=1),)),
-            replace(plan, name='arms', images=12_800 if long else 320, points=4 if long else 2))
+    plan, sizes = ablation_plan(scale), ((102_400, 16), (12_800, 4)) if scale == 'full' else ((320, 2), (320, 2))
+    arms = replace(plan, name='arms', base=recipe_with(plan.base, precision='fp32'), variants=tuple(v for v in plan.variants if v.name in SUSPECTS))
+    base = replace(arms, name='base', variants=(replace(arms.variants[0], seeds=1),))
+    return tuple(replace(p, images=images, points=points) for p, (images, points) in zip((base, arms), sizes))
 
 def run_specks(out='runs/specks', record=None, scale='full', report=print) -> dict:
     "Run what of `specks_plans` has not been run yet, `eyesores` at every point: {plan: what `run_plan` returns}. `record`: JSON file, or None."

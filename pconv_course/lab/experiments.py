@@ -277,15 +277,15 @@ def run_steps(
                 elif step == "memory": write_json(job.record/"memory.json", memory_record(job.scale))
                 elif step in EXPERIMENTS: records[step] = run_experiment(job, step)
                 elif step == "things": judge_things(out=job.record/"things.json")
-                else: run_ablations_of(job, step)
+                elif step == "specks": run_specks(job.out/step, job.record/f"{step}.json", job.scale.name)
+                else: run_ablations_of(job)
     except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped; what is done is in {job.out}, the same command goes on") from None
     return records
 
 # %% ../../nbs/lab/experiments.ipynb #00fa1906
-def run_ablations_of(job, step):
-    "The steps of chapter 25."
-    if step == "specks": run_specks(job.out/step, job.record/"specks.json", job.scale.name)
-    else: run_ablations(job.data, job.out/step, job.record/"ablations.json", job.scale.name, job.features)
+def run_ablations_of(job):
+    "The step of chapter 25 that may take other faces."
+    run_ablations(job.data, job.out/"ablations", job.record/"ablations.json", job.scale.name, job.features)
 
 # %% ../../nbs/lab/experiments.ipynb #c9f6d582
 def train_little(

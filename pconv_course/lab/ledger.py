@@ -220,9 +220,10 @@ def from_as_many(variant, other, key, plan="networks"):
 def above_truth(variant, key, plan="arms"):
     "Rule: at its end the variant has more of `key` than the truth, seed by seed."
     def judge(record):
-        ends = {k: [r["curve"][-1] for r in record["plans"][plan]["runs"] if r["name"] == k and not r["failed"]] for k in (variant, "paper")}
-        gap = over_seeds([e[key] - e[f"true_{key}"] for e in ends[variant]])
-        return Answer(gap, above(gap), ", ".join(f"{k} {sum(e[key] for e in es)/len(es):.2g}" for k, es in ends.items() if es))
+        runs = record["plans"][plan]["runs"]
+        found, true, base = seeds_of(runs, variant, key), seeds_of(runs, variant, f"true_{key}"), seeds_of(runs, "paper", key)
+        gap = over_seeds([found[s] - true[s] for s in found])
+        return Answer(gap, above(gap), ", ".join(f"{k} {over_seeds(v.values())[0]:.2g}" for k, v in {variant: found, "paper": base}.items() if v))
     return judge
 
 def small_then_large(comparison):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'SCALED', 'WEIGHTS_HERE', 'PHOTOS', 'HOLES', 'PLANS', 'SCORES', 'OFTEN', 'two_phases', 'cosine', 'steps_plan',
-           'late', 'loss_plan', 'weights_plan', 'pulls', 'fills', 'terms_plan', 'looks', 'networks_plan', 'by_kind',
-           'larger_plan', 'run_trials']
+           'late', 'loss_plan', 'weights_plan', 'pulls', 'fills', 'terms_plan', 'filled', 'mean_lpips', 'looks',
+           'networks_plan', 'by_kind', 'larger_plan', 'run_trials']
 
 # %% ../../nbs/lab/plans.ipynb #9ae3ebe8
 from dataclasses import replace
@@ -98,12 +98,19 @@ def terms_plan(features='vgg16'):
         Variant('two pixel terms'), Variant('six terms', six, images=.115), Variant('six terms, width 64', six | dict(width=64), images=.115),
         Variant('two pixel terms and a critic', critic, images=.57)))
 
+def filled(net, gt, m):
+    "The pictures `gt` (n,3,S,S), their holes filled by `net`."
+    with torch.no_grad(): return torch.cat([inpaint_batch(net, *o)[1] for o in zip(gt.split(32), m.split(32))])
+
+def mean_lpips(comp, gt, name='lpips'):
+    "{name: mean LPIPS of the pictures to the truth} where its weights are at hand, else {}."
+    far, _ = open_lpips()
+    if far is None: return {}
+    return {name: round(torch.cat([far(*o) for o in zip(comp.split(32), gt.split(32))]).mean().item(), 5)}
+
 def looks(net, held):
     "What the plans from the fourth on measure at every point: `fill_texture`, and the mean LPIPS where its weights are at hand."
-    far, _ = open_lpips()
-    if far is None: return dict(texture=fill_texture(net, held))
-    with torch.no_grad(): each = [far(inpaint_batch(net, gt, m)[1], gt) for gt, m in zip(held.gt.split(32), held.m.split(32))]
-    return dict(texture=fill_texture(net, held), lpips=round(torch.cat(each).mean().item(), 5))
+    return dict(texture=fill_texture(net, held)) | mean_lpips(filled(net, held.gt, held.m), held.gt)
 
 # %% ../../nbs/lab/plans.ipynb #7d20e4c3
 def networks_plan():
@@ -120,13 +127,11 @@ HOLES = ('sparse', 'stroke', 'central', 'half')  # kinds of chapter 02, apart
 
 def by_kind(net, held):
     "The end scores of the fifth and the sixth plan: mean error in the hole and, where its weights are at hand, LPIPS, for each kind of `HOLES`."
-    (far, _), n, found = open_lpips(), len(held.gt), {}
+    n, found = len(held.gt), {}
     for kind in HOLES:
         m = MaskBank.make(n, held.gt.shape[-1], 10**6 + 2, kind).fixed(n, 2)
-        with torch.no_grad():
-            fills = torch.cat([inpaint_batch(net, *o)[1] for o in zip(held.gt.split(32), m.split(32))])
-            apart = far and torch.cat([far(*o) for o in zip(fills.split(32), held.gt.split(32))])
-        found |= {f'{kind}_l1': round(hole_l1_error(fills, held.gt, m).item(), 5)} | ({} if far is None else {f'{kind}_lpips': round(apart.mean().item(), 5)})
+        comp = filled(net, held.gt, m)
+        found |= {f'{kind}_l1': round(hole_l1_error(comp, held.gt, m).item(), 5)} | mean_lpips(comp, held.gt, f'{kind}_lpips')
     return found
 
 # %% ../../nbs/lab/plans.ipynb #8e21c6aa

@@ -375,7 +375,8 @@ def serve(path, port, no_browser, env):
 def end(process, told):
     "Wait for a process that Ctrl-C in a terminal has reached as well, or interrupt it; voila gives its kernels five seconds. If it stays, interrupt it again, then kill it."
     interrupt = lambda: process.send_signal(signal.SIGINT)
-    for send, seconds in ((lambda: None if told else interrupt(), 6), (interrupt, 2), (process.kill, 2)):
-        send()
+    if not told: interrupt()
+    for seconds, then in ((6, interrupt), (2, process.kill)):
         try: return process.wait(seconds)
-        except subprocess.TimeoutExpired: pass
+        except subprocess.TimeoutExpired: then()
+    return process.wait()
