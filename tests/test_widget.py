@@ -326,8 +326,9 @@ def test_a_signal_ends_voila_too(tmp_path, stop, stubborn):
     process = serve_with(tmp_path, f"""
 import os, signal, time
 if {stubborn}: signal.signal(signal.SIGINT, signal.SIG_IGN)
-print(os.getpid(), flush=True)
-try: time.sleep(60)
+try:
+    print(os.getpid(), flush=True)
+    time.sleep(60)
 except KeyboardInterrupt: print("tidied up", flush=True)
 """)
     child = int(process.stdout.readline())
