@@ -23,7 +23,7 @@ from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_learner, reci
 from pconv_course.training import learning_rate
 from pconv_course.evaluation import HeldOut
 from pconv_course.lab.plans import HOLES, PLANS, by_kind, fills, looks, run_trials
-from pconv_course.lab.trials import (TWISTS, ImageRun, TrialPlan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key, trial_table, work_until)
+from pconv_course.lab.trials import (TWISTS, ImageRun, TrialCallback, TrialPlan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key, trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
 TINY = Recipe(size=32, n_faces=60, valid=0.2, masks='stroke', n_masks=20, depth=3, width=6, bs=4, phases=(Phase(3e-3, share=3), Phase(6e-4, freeze_bn=True)))
@@ -187,6 +187,31 @@ def test_ctrl_c_loses_one_trial_only(tmp_path, monkeypatch):
     monkeypatch.setitem(TWISTS, 'press', lambda learn, run, v: learn.add_cb(Press(run)))
     with pytest.raises(KeyboardInterrupt): run_plan(replace(PLAN, twist=dict(press=1)), out=tmp_path, report=lambda t: None)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class AtStep(RunCallback):
+    "Ctrl-C after the step `step`."
+    def __init__(self, run, step): self.job, self.step = run, step
+    def after_batch(self):
+        if self.job.position.step == self.step: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('change', [{}, dict(ema=.9, critic=dict(width=4), phases=(Phase(3e-3, schedule='cosine'),))], ids=['plain', 'critic'])
+@pytest.mark.parametrize('step', [3, 13])
+def test_a_stopped_trial_goes_on(step, change, tmp_path, monkeypatch):
+    "In the first epoch or the second, before the first score or after it: what comes out is what an undisturbed trial gives, and nothing else is left in the folder."
+    plan = TrialPlan('stopped', replace(TINY, **change), 64, (Variant('base'),), points=2)
+    without = lambda rows: [r | dict(curve=[{k: v for k, v in p.items() if k != 'cpu_seconds'} for p in r['curve']]) for r in rows]
+    whole = run_plan(plan, out=tmp_path/'whole', report=lambda t: None)
+    monkeypatch.setattr(TrialCallback, 'minutes', 0.)
+    keys = iter([step, None])
+    monkeypatch.setitem(TWISTS, 'at', lambda learn, run, v: learn.add_cb(AtStep(run, next(keys))))
+    plan = replace(plan, twist=dict(at=1))
+    with pytest.raises(KeyboardInterrupt): run_plan(plan, out=tmp_path/'cut', report=lambda t: None)
+    assert [f.suffix for f in (tmp_path/'cut').iterdir()].count('.json') == 0
+    rows = run_plan(plan, out=tmp_path/'cut', report=lambda t: None)
+    assert [r | dict(twist={}) for r in without(rows)] == without(whole)
+    assert [f.suffix for f in (tmp_path/'cut').iterdir()] == ['.json']
 
 
 def test_keys_tell_everything_apart():

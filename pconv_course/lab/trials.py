@@ -37,6 +37,8 @@ from ..losses import FeatureNet
 from ..masks import MaskBank
 from ..objective import FEATURE_TERMS
 from ..recipe import Phase, public_recipe, Recipe, recipe_learner, recipe_loss, recipe_with, Through
+from ..runs.checkpoint import load_checkpoint, previous, save_checkpoint
+from ..runs.run import restore_training, training_state
 from ..runs.train import data_record
 from ..training import begin_from, RunCallback, step_callbacks, Training
 from ..weights import weights_file
@@ -93,12 +95,12 @@ def step_flop(learn, gt, m):
 
 # %% ../../nbs/lab/trials.ipynb #4212102a
 class TrialCallback(RunCallback):
-    "Counts work, scores on the way, and ends the run after its images, or when the loss is no number."
-    order = 60
-    def __init__(self, run, held, points=8, more=None):
+    "Counts work, scores on the way, and ends the run after its images, or when the loss is no number. Every few `minutes` all of it goes into the file `keep`."
+    order, minutes = 60, 5.
+    def __init__(self, run, held, points=8, more=None, keep=None):
         self.job, self.held, self.more, self.curve, self.work, self.price = run, held, more, [], 0., {}
         self.marks = [run.images*(i + 1)/points for i in range(points)]
-        self.began = time.process_time()
+        self.began, self.keep, self.kept_at = time.process_time(), keep, time.monotonic()
 
     def before_validate(self): raise CancelValidException
 
@@ -114,12 +116,31 @@ def after_batch(self: TrialCallback):
     kind = (*gt.shape[1:], self.loss_func.use_features)
     if kind not in self.price: self.price[kind] = step_flop(self.learn, gt[:2], m[:2])
     self.work += len(gt)*self.price[kind]
-    if job.position.images < self.marks[len(self.curve)]: return
-    now = time.process_time()
+    if job.position.images >= self.marks[len(self.curve)]: self.look()
+    elif self.keep and time.monotonic() - self.kept_at > 60*self.minutes: self.save()
+
+@patch
+def look(self: TrialCallback):
+    "A point of the curve; the last one ends the trial."
+    now, job = time.process_time(), self.job
     spent = dict(images=job.position.images, work=float(f"{self.work/1e9:.6g}"), cpu_seconds=round(now - self.began, 1))
     with averaged(job, get_model(self.model)) as net: self.curve.append(spent | self.held.score(net) | (self.more(net, self.held) if self.more else {}))
     self.began += time.process_time() - now
     if len(self.curve) == len(self.marks): raise CancelFitException
+
+# %% ../../nbs/lab/trials.ipynb #d3f6a91e
+@patch
+def save(self: TrialCallback):
+    "Write the trial, as far as it is, into the file `keep`."
+    so_far = dict(curve=self.curve, work=self.work, cpu_seconds=time.process_time() - self.began)
+    save_checkpoint(self.keep, training_state(self.job, self.learn) | so_far)
+    self.kept_at = time.monotonic()
+
+@patch
+def go_on(self: TrialCallback, learn, state):
+    "Take up, before the first batch, what `save` wrote."
+    restore_training(self.job, learn, state)
+    self.curve, self.work, self.began = state['curve'], state['work'], self.began - state['cpu_seconds']
 
 # %% ../../nbs/lab/trials.ipynb #0ad265cd
 @contextmanager
@@ -142,15 +163,17 @@ def trial(
     twists=None,  # further twists by name, beside `TWISTS`
     scores=None,  # function (net, held) -> dict for JSON: what else to measure at the end, `held` a `HeldOut`
     often=None,  # the same for what else to measure at every point
+    keep=None,  # a file to go on from, and for what a trial that is stopped may go on from
 ) -> dict:  # curve, work and how it ended, for JSON
     "Train by a recipe on so many images, and score on the way. A loss that is no number ends the trial and is a result, too."
     run = ImageRun(recipe, images)
     learn = recipe_learner(recipe, faces, device='cpu', cbs=step_callbacks(run))
-    cb = TrialCallback(run, HeldOut(learn.dls.valid.dataset, recipe.size, loss or recipe_loss(recipe)), points, often)
+    cb = TrialCallback(run, HeldOut(learn.dls.valid.dataset, recipe.size, loss or recipe_loss(recipe)), points, often, keep)
     run.n_iter, start = len(learn.dls.train), recipe.start and dict(start=begin_from(get_model(learn.model), recipe.start))
     for f, v in twists_of(twist, twists): f(learn, run, v)
     learn.add_cb(cb)
     torch.manual_seed(recipe.seed)
+    if keep and Path(keep).exists(): cb.go_on(learn, load_checkpoint(keep))
     with learn.no_bar(), learn.no_logging(): learn.fit(10**6)
     return dict(images=run.position.images, flop_per_image=round(cb.work/max(run.position.images, 1)), failed=run.failed, curve=cb.curve,
                 **end_scores(cb, scores), **(start or {}), parameters=sum(p.numel() for p in learn.model.parameters()), data=data_record('', learn.dls))
@@ -278,15 +301,17 @@ def run_plan(
     scores=None,  # what else to measure at the end, and
     often=None,  # at every point, as in `trial`
 ) -> list:  # one dict per trial
-    "Run what of a plan has not been run yet. Ctrl-C loses the trial at hand and no other. Raises `InputError`."
+    "Run what of a plan has not been run yet. A trial that was stopped goes on from at most five minutes before. Raises `InputError`."
     rows, faces, yardstick, base = [], {}, recipe_loss(plan.base), entries(plan.base)
     for v, seed, recipe, twist, images in jobs(plan, seeds, only):
         size, n = recipe.size, recipe.n_faces
         what = [entries(recipe), base, twist, images, plan.points, Path(data).name, *(f.__name__ for f in (often, scores) if f), *(['often'] if often else [])]
         path = Path(out).expanduser()/f'{trial_key(*what)}.json'
+        keep = path.with_suffix('.safetensors')
         if not path.exists():
             if (size, n) not in faces: faces[size, n] = open_faces(data, size, n or None, plan.base.seed)
-            write_json(path, trial(recipe, faces[size, n], images, twist, yardstick, plan.points, twists, scores, often))
+            write_json(path, trial(recipe, faces[size, n], images, twist, yardstick, plan.points, twists, scores, often, keep))
+            for f in (keep, previous(keep)): f.unlink(missing_ok=True)
             report(f"{plan.name}, {v.name}, seed {seed}: {trial_text(read_json(path))}")
         rows.append(dict(name=v.name, seed=seed, change=change_of(plan.base, recipe), twist=v.twist) | read_json(path))
     return rows

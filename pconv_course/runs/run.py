@@ -65,25 +65,33 @@ def seconds_left(self: Run):
     return (p.seconds - self.earlier.seconds)*(1 - done)/here if here > 0 else None
 
 # %% ../../nbs/runs/run.ipynb #65e97e94
-def saved_state(run, learn):
-    "Everything that `train` needs to go on as if nothing had happened."
+def training_state(run, learn):
+    "Everything that a `Training` needs to go on as if nothing had happened."
     scaler = getattr(learn, 'scaler', None)
     return dict(model=run.aside or get_model(learn.model).state_dict(), average=run.average, opt=optimizer_state(learn.opt),
-                critic=run.critic.state() if run.critic else {}, scaler=scaler.state_dict() if scaler else {}, rng=rng_state(), position=asdict(run.position), minutes=run.minutes,
-                recipe=asdict(run.recipe), data=run.record['data'], start=run.record.get('start'), sums=run.sums, window=run.window, rows=len(run.rows))
+                critic=run.critic.state() if run.critic else {}, scaler=scaler.state_dict() if scaler else {}, rng=rng_state(), position=asdict(run.position))
+
+def saved_state(run, learn):
+    "`training_state`, and what a `Run` needs beside it."
+    return training_state(run, learn) | dict(minutes=run.minutes, recipe=asdict(run.recipe), data=run.record['data'], start=run.record.get('start'),
+                                             sums=run.sums, window=run.window, rows=len(run.rows))
 
 # %% ../../nbs/runs/run.ipynb #af04dc4c
-def restore(run, learn, state):
-    "Put `state`, from `saved_state`, into a new learner and its run."
+def restore_training(run, learn, state):
+    "Put `state`, from `training_state`, into a new learner and its training."
     net = get_model(learn.model)
     net.load_state_dict(state['model'])
     restore_optimizer(learn.opt, state['opt'])
     if run.critic: run.critic.load(state['critic'], next(net.parameters()).device)
     run.average = {k: like(v, net.state_dict()[k]) for k, v in state.get('average', {}).items()}
-    if state.get('start'): run.record['start'] = state['start']
     run.position, run.earlier = Position(**state['position']), Position(**state['position'])
-    run.lr = state['opt']['hypers'][-1]['lr']
-    run.sums, run.window, run.saved, run.rng = state['sums'], state['window'], str(run.position), state['rng']
+    run.lr, run.rng = state['opt']['hypers'][-1]['lr'], state['rng']
+
+def restore(run, learn, state):
+    "Put `state`, from `saved_state`, into a new learner and its run."
+    restore_training(run, learn, state)
+    if state.get('start'): run.record['start'] = state['start']
+    run.sums, run.window, run.saved = state['sums'], state['window'], str(run.position)
 
 # %% ../../nbs/runs/run.ipynb #20d7012e
 def save_network(run, net, path):
