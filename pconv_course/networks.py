@@ -259,7 +259,7 @@ class _FineFlow(UNetBase):
         "Image and mask, height and width multiples of `multiple` -> the image with the first answer in its hole; and the mask."
         half, m_half = halve(x, m)
         guess, _ = self.coarse.decode(self.coarse.encode(half, m_half))
-        guess = torch.where(m_half > 0, half, guess.detach())
+        guess = torch.where(m_half > 0, half, guess)
         return torch.where(m > 0, x, F.interpolate(guess, scale_factor=2, mode='bilinear').to(x.dtype)), m
 
     def decode(self, encoded):

@@ -80,6 +80,7 @@ class Recipe(Task):
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
     network: str = 'partial'  # 'partial', 'plain', 'masked', 'gated', 'attention' or 'fine' (chapter 08): what its convolutions make of a hole
     doublings: int = 1  # of the size, with network 'fine'
+    joint: bool = False  # with network 'fine': is its first part trained, too?
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
@@ -94,7 +95,7 @@ class Recipe(Task):
 # %% ../nbs/16_recipe.ipynb #b39d4f1e
 WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, doublings=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=FORMULAS, per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'),
-               network=('partial', 'plain', 'masked', 'gated', 'attention', 'fine'), channels_last=(True, False))
+               network=('partial', 'plain', 'masked', 'gated', 'attention', 'fine'), channels_last=(True, False), joint=(True, False))
 
 def is_whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"
@@ -123,6 +124,7 @@ def of_network(r):
     if r.network != 'partial' and r.formula != 'paper': yield f"formula={r.formula!r} is for partial convolutions, and network={r.network!r} has none: leave it 'paper'"
     if r.network == 'fine' and not r.start: yield "network='fine' adds details to a finished network's answer: give that one as start, trained at half the size"
     if r.network != 'fine' and r.doublings != 1: yield f"doublings={r.doublings} is for network='fine': leave it 1"
+    if r.network != 'fine' and r.joint: yield "joint=True is for network='fine': leave it False"
 
 # %% ../nbs/16_recipe.ipynb #87926158
 def complaints(r):
@@ -278,6 +280,7 @@ def recipe_model(r):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
         net = build_unet(dict(depth=r.depth, width=r.width, **(dict(formula=r.formula) if r.network == 'partial' else dict(network=r.network)), **(dict(doublings=r.doublings) if r.network == 'fine' else {})), r.impl)
+    if r.joint: net.requires_grad_(True)
     return net.to(memory_format=torch.channels_last if r.channels_last else torch.contiguous_format)
 
 # %% ../nbs/16_recipe.ipynb #b02d71f4

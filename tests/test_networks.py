@@ -336,6 +336,18 @@ def test_the_first_network_stays_as_it_was(runs):
     assert {k.split('.')[0] for k, p in net.named_parameters() if p.requires_grad} == {'fine'}
 
 
+def test_both_parts_learn_together(runs, tmp_path):
+    "With `joint` the weights of the first network move at every depth of nesting, its batch norm's statistics don't; the average holds them, too."
+    r = recipe_of('fine', runs/'fine', doublings=2, joint=True, ema=.5, phases=(Phase(1e-3),))
+    before = recipe_model(r)
+    begin_from(before, runs/'fine')
+    train(r, out=tmp_path/'joint', progress=False, device='cpu')
+    before, after = before.state_dict(), load_model(tmp_path/'joint')[0].state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    for part in ('coarse.coarse.', 'coarse.fine.', 'fine.'): assert {k for k in before if k.startswith(part) and k.endswith('conv.weight')} <= moved
+    assert not [k for k in moved if k.startswith('coarse.') and 'running' in k]
+
+
 def test_size_is_doubled_once_more(runs, tmp_path):
     r = recipe_of('fine', runs/'fine', doublings=2, phases=(Phase(1e-3),))
     train(r, out=tmp_path/'twice', progress=False, device='cpu')
@@ -389,7 +401,7 @@ def test_recipes_that_make_no_sense():
     for k in NETWORKS[1:]:
         with pytest.raises(InputError, match='is for partial convolutions'): replace(TINY, network=k, formula='raw')
     assert recipe_with(TINY, formula='raw').formula == 'raw'
-    for changes, word in ((dict(network='fine'), 'give that one as start'), (dict(doublings=2), 'leave it 1'), (dict(network='fine', start='x', doublings=0), 'doublings=0: give a whole number of 1')):
+    for changes, word in ((dict(network='fine'), 'give that one as start'), (dict(doublings=2), 'leave it 1'), (dict(joint=True), 'leave it False'), (dict(network='fine', start='x', doublings=0), 'doublings=0: give a whole number of 1')):
         with pytest.raises(InputError, match=word): replace(TINY, **changes)
 
 
