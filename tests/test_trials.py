@@ -196,8 +196,7 @@ class AtStep(RunCallback):
         if self.job.position.step == self.step: raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('change', [{}, dict(ema=.9, critic=dict(width=4), phases=(Phase(3e-3, schedule='cosine'),))], ids=['plain', 'critic'])
-@pytest.mark.parametrize('step', [3, 13])
+@pytest.mark.parametrize('step,change', [(3, {}), (13, dict(ema=.9, critic=dict(width=4), phases=(Phase(3e-3, schedule='cosine'),)))], ids=['plain', 'critic'])
 def test_a_stopped_trial_goes_on(step, change, tmp_path, monkeypatch):
     "In the first epoch or the second, before the first score or after it: what comes out is what an undisturbed trial gives, and nothing else is left in the folder."
     plan = TrialPlan('stopped', replace(TINY, **change), 64, (Variant('base'),), points=2)
