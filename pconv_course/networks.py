@@ -247,7 +247,7 @@ class LooksInside(MaskedUNet):
 class _FineFlow(UNetBase):
     "How image and mask go through a first network and a second one."
     multiple = property(lambda self: 2*self.coarse.multiple, doc="Height and width are padded to multiples of it, px.")
-    enc = property(lambda self: self.fine.enc, doc="The stages that are trained.")
+    enc = property(lambda self: self.fine.enc, doc="The encoder of the second network.")
 
     def train(self, mode=True):
         "As in torch, except that the first network stays in eval mode."

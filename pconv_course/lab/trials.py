@@ -12,6 +12,8 @@ __all__ = ['TWISTS', 'Variant', 'TrialPlan', 'jobs', 'ImageRun', 'step_flop', 'T
 import copy
 import json
 import math
+import shutil
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -37,8 +39,8 @@ from ..losses import FeatureNet
 from ..masks import MaskBank
 from ..objective import FEATURE_TERMS
 from ..recipe import Phase, public_recipe, Recipe, recipe_learner, recipe_loss, recipe_with, Through
-from ..runs.checkpoint import load_checkpoint, previous, save_checkpoint
-from ..runs.run import restore_training, training_state
+from ..runs.checkpoint import has_checkpoint, latest_checkpoint, save_checkpoint
+from ..runs.run import restore_scaler, restore_training, training_state
 from ..runs.train import data_record
 from ..training import begin_from, RunCallback, step_callbacks, Training
 from ..weights import weights_file
@@ -95,7 +97,7 @@ def step_flop(learn, gt, m):
 
 # %% ../../nbs/lab/trials.ipynb #4212102a
 class TrialCallback(RunCallback):
-    "Counts work, scores on the way, and ends the run after its images, or when the loss is no number. Every few `minutes` all of it goes into the file `keep`."
+    "Counts work, scores on the way, and ends the run after its images, or when the loss is no number. Every few `minutes` all of it goes into the folder `keep`."
     order, minutes = 60, 5.
     def __init__(self, run, held, points=8, more=None, keep=None):
         self.job, self.held, self.more, self.curve, self.work, self.price = run, held, more, [], 0., {}
@@ -131,15 +133,18 @@ def look(self: TrialCallback):
 # %% ../../nbs/lab/trials.ipynb #d3f6a91e
 @patch
 def save(self: TrialCallback):
-    "Write the trial, as far as it is, into the file `keep`."
+    "Write the trial, as far as it is, into the folder `keep`."
     so_far = dict(curve=self.curve, work=self.work, cpu_seconds=time.process_time() - self.began)
-    save_checkpoint(self.keep, training_state(self.job, self.learn) | so_far)
+    save_checkpoint(self.keep/'checkpoint.safetensors', training_state(self.job, self.learn) | so_far)
     self.kept_at = time.monotonic()
 
 @patch
-def go_on(self: TrialCallback, learn, state):
-    "Take up, before the first batch, what `save` wrote."
-    restore_training(self.job, learn, state)
+def before_fit(self: TrialCallback):
+    "Take up what `save` wrote, if there is something."
+    if not self.keep or not has_checkpoint(self.keep): return
+    state, remark = latest_checkpoint(self.keep)
+    if remark: print(remark, file=sys.stderr)
+    restore_training(self.job, self.learn, state), restore_scaler(self.learn, state)
     self.curve, self.work, self.began = state['curve'], state['work'], self.began - state['cpu_seconds']
 
 # %% ../../nbs/lab/trials.ipynb #0ad265cd
@@ -163,7 +168,7 @@ def trial(
     twists=None,  # further twists by name, beside `TWISTS`
     scores=None,  # function (net, held) -> dict for JSON: what else to measure at the end, `held` a `HeldOut`
     often=None,  # the same for what else to measure at every point
-    keep=None,  # a file to go on from, and for what a trial that is stopped may go on from
+    keep=None,  # a folder (`Path`) for what a trial that is stopped goes on from; what is there is taken up
 ) -> dict:  # curve, work and how it ended, for JSON
     "Train by a recipe on so many images, and score on the way. A loss that is no number ends the trial and is a result, too."
     run = ImageRun(recipe, images)
@@ -173,7 +178,6 @@ def trial(
     for f, v in twists_of(twist, twists): f(learn, run, v)
     learn.add_cb(cb)
     torch.manual_seed(recipe.seed)
-    if keep and Path(keep).exists(): cb.go_on(learn, load_checkpoint(keep))
     with learn.no_bar(), learn.no_logging(): learn.fit(10**6)
     return dict(images=run.position.images, flop_per_image=round(cb.work/max(run.position.images, 1)), failed=run.failed, curve=cb.curve,
                 **end_scores(cb, scores), **(start or {}), parameters=sum(p.numel() for p in learn.model.parameters()), data=data_record('', learn.dls))
@@ -307,11 +311,11 @@ def run_plan(
         size, n = recipe.size, recipe.n_faces
         what = [entries(recipe), base, twist, images, plan.points, Path(data).name, *(f.__name__ for f in (often, scores) if f), *(['often'] if often else [])]
         path = Path(out).expanduser()/f'{trial_key(*what)}.json'
-        keep = path.with_suffix('.safetensors')
         if not path.exists():
+            keep = path.with_suffix('')
             if (size, n) not in faces: faces[size, n] = open_faces(data, size, n or None, plan.base.seed)
             write_json(path, trial(recipe, faces[size, n], images, twist, yardstick, plan.points, twists, scores, often, keep))
-            for f in (keep, previous(keep)): f.unlink(missing_ok=True)
+            shutil.rmtree(keep, ignore_errors=True)
             report(f"{plan.name}, {v.name}, seed {seed}: {trial_text(read_json(path))}")
         rows.append(dict(name=v.name, seed=seed, change=change_of(plan.base, recipe), twist=v.twist) | read_json(path))
     return rows

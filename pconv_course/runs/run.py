@@ -87,6 +87,10 @@ def restore_training(run, learn, state):
     run.position, run.earlier = Position(**state['position']), Position(**state['position'])
     run.lr, run.rng = state['opt']['hypers'][-1]['lr'], state['rng']
 
+def restore_scaler(learn, state):
+    "Put the scale of fp16 back, which there is only once the fit has begun."
+    if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
+
 def restore(run, learn, state):
     "Put `state`, from `saved_state`, into a new learner and its run."
     restore_training(run, learn, state)
@@ -265,7 +269,7 @@ class CheckpointCallback(RunCallback):
     def before_fit(self):
         state, self.saved_at = self.job.state, time.monotonic()
         if state is None: self.save()
-        elif state['scaler']: self.learn.scaler.load_state_dict(state['scaler'])
+        else: restore_scaler(self.learn, state)
 
     def after_batch(self):
         if self.training and not self.job.whole: return

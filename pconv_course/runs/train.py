@@ -20,7 +20,7 @@ from fastai.torch_core import get_model
 # %% ../../nbs/runs/train.ipynb #6c444eeb
 from ..base.core import alone_in, atomic_path, InputError, provenance, read_json, sha256_of, write_json
 from ..recipe import is_positive, PRESETS, recipe_diff, recipe_from, recipe_learner, recipe_with
-from .checkpoint import latest_checkpoint
+from .checkpoint import has_checkpoint, latest_checkpoint
 from .progress import reporter
 from .rehearsal import rehearse
 from .run import (BudgetCallback, CheckpointCallback, ELSEWHERE, last_saved, read_log, restore, result_of, Run, RunLog,
@@ -60,7 +60,7 @@ def check_unused(out):
 def continued_run(recipe, data, out, minutes):
     "The `Run` saved in `out`. Raises `InputError` if there is none, or if `recipe` (None: the saved one) differs from it."
     if not (out/'recipe.json').exists(): raise InputError(f'no run to resume in {out}; check the folder, or start a new run without resume')
-    state, remark = latest_checkpoint(out) if any(out.glob('checkpoint*')) else (None, '')  # ended before its first checkpoint: once more
+    state, remark = latest_checkpoint(out) if has_checkpoint(out) else (None, '')  # ended before its first checkpoint: once more
     saved = recipe_from(state['recipe'] if state else read_json(out/'recipe.json'))
     if recipe is not None and (diff := recipe_diff(saved, recipe)):
         raise InputError(f"the run in {out} was started with another recipe ({'; '.join(diff)}); resume it unchanged, or start a new run")
@@ -73,7 +73,7 @@ def continued_run(recipe, data, out, minutes):
 def begin_critic(critic, path):
     "Give a `RunCritic` the first stages of the critic of the run `path`, as far as they are alike, and its answers too if all are. How many stages; 0 without a run or a critic."
     folder = Path(path).expanduser()
-    if not any(folder.glob('checkpoint*')): return 0
+    if not has_checkpoint(folder): return 0
     try: state, _ = latest_checkpoint(folder)
     except InputError as e: raise InputError(f"start={str(path)!r}: its checkpoints are damaged, and with them its critic; start from {folder/'model.safetensors'}, and the critic begins anew") from e
     theirs, ours = (state.get('critic') or {}).get('model', {}), critic.net.state_dict()
