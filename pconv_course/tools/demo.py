@@ -105,9 +105,9 @@ def comparison_figure(gt, m, fills, columns, size=1.6):
 
 # %% ../../nbs/tools/demo.ipynb #4479210a
 def portrait() -> tuple:
-    "(photo (3,352,352) in [0,1], mask (1,352,352), 1 = known): a face that is free of rights, with strokes over it."
-    with get_sample_data("grace_hopper.jpg") as f: photo = np.array(Image.open(f).convert("RGB").crop((60, 16, 412, 368)))
-    m = stroke_mask(np.random.default_rng(5), 352, (0.15, 0.25))
+    "(photo (3,256,256) in [0,1], mask (1,256,256), 1 = known): a face that is free of rights, framed as those that the weights know, with strokes over it."
+    with get_sample_data("grace_hopper.jpg") as f: photo = np.array(Image.open(f).convert("RGB").crop((80, 40, 392, 352)).resize((256, 256)))
+    m = stroke_mask(np.random.default_rng(5), 256, (0.15, 0.25))
     return torch.from_numpy(photo).permute(2, 0, 1).float().div(255), torch.from_numpy(m)[None].float()
 
 # %% ../../nbs/tools/demo.ipynb #f6a9d6f3
