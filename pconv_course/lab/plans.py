@@ -70,7 +70,7 @@ def loss_plan(features='random'):
 
 # %% ../../nbs/lab/plans.ipynb #411eaf30
 def weights_plan(features='random', start=None):
-    "How heavy may the features be? A few steps from the network in the file or run `start` (None: the one in the package), at 256 px."
+    "How heavy may the features be? A few steps at 256 px from a partial network of depth 6 and width 32, the file or run `start`; the record's is `faces` as it was on 2026-11-23."
     base = Recipe(name='base', size=256, valid='800-898', depth=6, width=32, bs=8, n_masks=2000, precision='bf16', features=features, features_reduce=2, weights=WEIGHTS_HERE,
                   phases=(Phase(2e-4),), warmup=20, ema=.95, start=str(start or weights_dir()/'faces.safetensors'))
     heavy = {f'perceptual {p}, style {w}': dict(PIXEL_WEIGHTS, perceptual=p, style_out=float(w), style_comp=float(w)) for p, w in ((.02, 1), (.05, 3), (.05, 12))}

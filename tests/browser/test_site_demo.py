@@ -226,7 +226,7 @@ def test_draw_fill_and_undo(visit, site, shot, screen):
     photo = demo.pixels()
     demo.stroke((.25, .3), (.7, .65))
     hole = demo.hole()
-    assert photo.shape == (352, 352, 3) and .01 < hole.mean() < .1 and hole[105, 88] and hole[228, 246], "the stroke lies where the mouse was"
+    assert photo.shape == (256, 256, 3) and .01 < hole.mean() < .1 and hole[77, 64] and hole[166, 179], "the stroke lies where the mouse was"
     demo.fill()
     assert demo.evaluate("document.activeElement.id") == "split", "the focus is not lost"
     shot(demo.page, f"demo-{screen}-filled")
@@ -252,10 +252,10 @@ def test_strokes_erase_and_brush(visit):
     demo.page.locator("#brush").fill("60")
     demo.stroke((.1, .7), (.5, .7))
     two = demo.hole()
-    assert (two >= one).all() and two[230:].sum() > 1.8*one.sum() and demo.page.locator("#px").inner_text() == "60 px"
+    assert (two >= one).all() and two[148:].sum() > 1.8*one.sum() and demo.page.locator("#px").inner_text() == "60 px"
     demo.page.get_by_role("checkbox", name="Erase").check()
     demo.stroke((.3, .1), (.3, .9))
-    assert demo.hole().sum() < two.sum() and not demo.hole()[70, 105]
+    assert demo.hole().sum() < two.sum() and not demo.hole()[51, 77]
     for _ in range(2): demo.button("Undo").click()
     demo.until(lambda: np.array_equal(demo.hole(), one), "stroke by stroke back")
 
@@ -271,9 +271,9 @@ def test_keyboard_only(visit, shot):
     else: raise AssertionError("Tab does not reach the canvas")
     for key in ["Home"] + ["ArrowLeft"]*4 + [" "] + ["ArrowRight"]*8 + [" "]: page.keyboard.press(key)
     demo.until(demo.share, "the stroke has arrived")
-    assert "cursor at 220, 176" in page.locator(".pconv-say").inner_text(), "the position is said"
+    assert "cursor at 160, 128" in page.locator(".pconv-say").inner_text(), "the position is said"
     hole = demo.hole()
-    assert hole[176, 132:220].all() and not hole[:160].any()
+    assert hole[128, 96:160].all() and not hole[:116].any()
     shot(page, "demo-keyboard")
     page.keyboard.press("Enter")
     page.wait_for_function("/filled in/.test(document.getElementById('status').textContent)")
@@ -298,7 +298,7 @@ def test_a_finger_draws(visit):
     for t in np.linspace(.2, .6, 6): cdp.send("Input.dispatchTouchEvent", dict(type="touchMove", touchPoints=point(float(t), .2)))
     cdp.send("Input.dispatchTouchEvent", dict(type="touchEnd", touchPoints=[]))
     demo.until(demo.share, "the stroke has arrived")
-    assert demo.hole()[70, 75:205].all()
+    assert demo.hole()[51, 55:149].all()
 
 
 def test_before_after_and_download(visit):
@@ -381,7 +381,7 @@ def test_what_is_no_picture_is_one_line(visit, shot, name, data, word):
     before = demo.hole()
     demo.give(data, name, "image/heic" if "HEIC" in name else "image/png")
     assert name in demo.error() and word in demo.error() and "\n" not in demo.error()
-    assert np.array_equal(demo.hole(), before) and demo.pixels().shape == (352, 352, 3), "what was there stays"
+    assert np.array_equal(demo.hole(), before) and demo.pixels().shape == (256, 256, 3), "what was there stays"
     if word == "HEIC": shot(demo.page, "demo-heic")
 
 
@@ -457,7 +457,7 @@ def test_accessible_and_nothing_scrolls_sideways(visit, shot, screen, scheme):
     found = demo.evaluate("async () => (await axe.run()).violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html)])")
     assert not found, found
     label = demo.page.locator(".pconv-stage canvas").get_attribute("aria-label")
-    assert "352 by 352 pixels" in label and "Arrow keys" in label
+    assert "256 by 256 pixels" in label and "Arrow keys" in label
     if screen == "phone":
         small = demo.evaluate("[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.offsetHeight < 44).map(b => b.id)")
         assert not small, f"too small for a finger: {small}"
