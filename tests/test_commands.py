@@ -337,7 +337,7 @@ def test_start_brings_its_network(tmp_path, capsys):
     train(fine, out=tmp_path/"fine", device="cpu", progress=False)
     doublings = [cli._begun(str(tmp_path/name), network)["doublings"] for name, network in (("first", "fine"), ("fine", None), ("fine", "fine"))]
     assert fine.network == "fine" and doublings == [1, 1, 2]
-    says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="faces", network="gated"), "which is partial"),
+    says = [(dict(start=str(tmp_path/"gated"), network="partial"), "leave out one of the two"), (dict(start="faces", network="gated"), "which is fine"),
             (dict(start=str(tmp_path/"nowhere")), "no such file")]
     for how, words in says:
         with pytest.raises(SystemExit) as e: pconv("train", out=str(tmp_path/"run"), device="cpu", **how)
