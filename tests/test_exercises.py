@@ -260,9 +260,10 @@ WRONG = {
                          ("share >= 0.5", "share > 0"),                                     # known if anything is
                          ("share >= 0.5", "share == 1"),                                    # known only if all is
                          ("np.where(k > 0, a, 0)", "a*k")],                                 # NaN times 0 taken for 0
-        "check_scale": [("-(-4*thick//size)", "4*thick//size"),                             # a window that is too small
-                        ("min(wanted, enough)", "wanted"),                                  # a window larger than the photo
-                        ("max(shape)", "min(shape)")],                                      # a window that the shorter side fills
+        "check_side": [("-(-4*thick//size)", "4*thick//size"),                              # a window that is too small
+                       ("min(wanted, max(shape))", "wanted"),                               # a window larger than the photo
+                       ("max(shape)", "min(shape)"),                                        # a window that the shorter side fills
+                       ("max(size, min(wanted, max(shape)))", "min(wanted, max(shape))")],  # a small photo enlarged
     },
     "21_inpainting": {
         "check_mend": [('"white"', '"black"'),                                              # the polarity the other way round

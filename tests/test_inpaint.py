@@ -87,7 +87,7 @@ def test_plan_thin_holes_at_full_scale_thick_ones_scaled():
     plan = plan_windows(m, 32, context=4)
     scales = [w.scale for w in plan.windows]
     assert sorted(set(scales)) == [1, 8] and scales[0] == 8 and scales.count(8) == 1, "60 px * 4 / 32 = 7.5"
-    assert plan.scales[11, 5] == 1 and plan.scales[120, 120] == 8 and plan.scales[0, 0] == 0
+    assert plan.sides[11, 5] == 32 and plan.sides[120, 120] == 256 and plan.sides[0, 0] == 0
     big = plan.windows[0]
     assert big.y <= 100 and big.y + 8*32 >= 160 and 0 <= big.y and big.y + 256 <= 300, "inside the photo, around the hole"
     for w in plan.windows[1:]: assert w.box[2] - w.box[0] <= 16 and w.box[3] - w.box[1] <= 16
@@ -110,6 +110,45 @@ def test_read_window_is_the_mean_of_the_known():
             cell = [(y, z) for y in range(-4 + 3*i, -1 + 3*i) for z in range(10 + 3*j, 13 + 3*j) if 0 <= y < 30 and 0 <= z < 30 and m[y, z]]
             assert k[i, j] == (len(cell) >= 4.5)
             if k[i, j]: np.testing.assert_allclose(x[i, j], np.mean([a[c] for c in cell], 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("h, w, size, scale, px", [(88, 70, 64, 1, 88), (127, 127, 64, 1, 127), (64, 50, 64, 1, 64), (40, 30, 64, 1, 64),
+                                                   (200, 150, 64, 3, 67), (256, 256, 64, 4, 64)])
+def test_a_large_hole_shows_the_network_a_photo_that_fills_its_square(h, w, size, scale, px):
+    "Of a photo larger than the network, the longer side spans all pixels of it, by whatever factor; a smaller one isn't enlarged."
+    m, seen = np.ones((h, w), np.uint8), []
+    m[h//4:-h//4, w//4:-w//4] = 0
+    plan = plan_windows(m, size)
+    assert [(o.scale, o.size) for o in plan.windows] == [(scale, px)] and plan.sides.max() == scale*px
+    a = picture(0, h, w, 3)
+    repair([a], [m], lambda x, k: seen.append(k) or torch.full_like(x, .5), size)
+    rows, across = (int((seen[0][0, 0].amax(d) > 0).sum()) for d in (1, 0))
+    assert seen[0].shape[-2:] == (size, size) and abs(rows - min(h, size)) <= 1 and abs(across - w*rows/h) <= 2
+
+
+def test_read_window_by_a_factor_that_is_not_whole():
+    "Areas by hand: 3 pixels become 2, each of one and a half; shares of one half are known."
+    a, m = np.float32([[.2, .4, .8]]*3)[..., None], np.ones((3, 3), np.uint8)
+    x, k = windows.read_window(a, m, Window(0, 0, 1, 3, (0, 0, 3, 3)), 2)
+    np.testing.assert_allclose(x[..., 0], [[(.2 + .2)/1.5, (.2 + .8)/1.5]]*2, rtol=1e-6)
+    m[:, 0] = 0
+    a[:, 0] = np.nan
+    x, k = windows.read_window(a, m, Window(0, 0, 1, 3, (0, 0, 3, 3)), 2)
+    assert k.tolist() == [[0, 1], [0, 1]] and x[0, 0, 0] == 0, "a third of the left pixel is known"
+    np.testing.assert_allclose(x[:, 1, 0], [1/1.5]*2, rtol=1e-6)
+
+
+def test_a_network_that_copies_gives_the_photo_back_whatever_the_factor():
+    "A smooth photo goes through a network that returns what the photo would be at its size: enlarged again it is the photo."
+    for h in (70, 88, 100, 127, 150, 200):
+        yy, xx = np.mgrid[:h, :h]/np.float32(h)
+        photo, m = np.stack([yy, xx, (yy + xx)/2], -1), np.ones((h, h), np.uint8)
+        m[h//3:-h//3, h//3:-h//3] = 0
+        y, x = np.mgrid[:64, :64]/np.float32(64) + np.float32(.5/64)
+        net = lambda *_: torch.from_numpy(np.stack([y, x, (y + x)/2]))[None]
+        a = np.where(m[..., None] > 0, photo, np.nan)
+        repair([a], [m], net, 64)
+        assert np.abs(a - photo).max() < .02, f"{h} px: off by {np.abs(a - photo).max():.3f}"
 
 
 def test_windows_blend_inside_a_long_hole():

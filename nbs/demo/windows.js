@@ -96,19 +96,32 @@ function windowAt(box, scale, size, w, h) {                       // the box in 
 export function planWindows(hole, w, h, size, context = 4) {
   const longest = Math.max(w, h), cell = Math.ceil(longest/2048), cells = holeCells(hole, w, h, cell);
   const { labels, boxes, thick } = holeParts(cells);
-  const scale = thick.map(t => clamp(Math.ceil(context*t*cell/size), 1, Math.ceil(longest/size))), windows = [];
-  for (const s of [...new Set(scale)].sort((a, b) => b - a)) {
-    const limit = Math.max(1, Math.floor((s*size >= longest ? longest : Math.floor(s*size/2))/cell));
-    const which = scale.flatMap((v, i) => v === s ? [i] : []);
+  const whole = Math.max(Math.floor(longest/size), 1), most = Math.max(Math.ceil(longest/whole), size), windows = [];
+  const side = thick.map(t => Math.max(Math.ceil(context*t*cell/size), 1)*size).map(n => n < longest ? n : whole*most);
+  for (const n of [...new Set(side)].sort((a, b) => b - a)) {
+    const [s, px, part] = n < longest ? [n/size, size, Math.floor(n/2)] : [whole, most, longest], limit = Math.max(1, Math.floor(part/cell));
+    const which = side.flatMap((v, i) => v === n ? [i] : []);
     for (const b of mergeBoxes(boxesWithin(labels, cells.w, cells.h, boxes, which, limit), limit))
-      windows.push(windowAt(b.map((v, i) => Math.min(v*cell, i%2 ? w : h)), s, size, w, h));
+      windows.push(windowAt(b.map((v, i) => Math.min(v*cell, i%2 ? w : h)), s, px, w, h));
   }
-  return { windows, cell, scaleAt: (y, x) => { const l = labels[Math.floor(y/cell)*cells.w + Math.floor(x/cell)]; return l ? scale[l - 1] : 0; } };
+  return { windows, cell, sideAt: (y, x) => { const l = labels[Math.floor(y/cell)*cells.w + Math.floor(x/cell)]; return l ? side[l - 1] : 0; } };
 }
 
 // -- what the network gets
-export function readWindow({ data, width, height }, hole, { y, x, scale, size }) {   // means of the known pixels, three planes; and the mask
-  const n = size*size, px = new Float32Array(3*n), mask = new Float32Array(n), part = fround(1/(scale*scale));
+function reduce(plane, n, size) {                                 // n x n means over areas, at size x size
+  if (n === size) return plane;
+  const parts = Array.from({ length: size }, (_, i) => {          // which pixels make one, and with what weight
+    const from = i*n/size, to = (i + 1)*n/size, first = Math.floor(from + 1e-9), last = Math.min(Math.ceil(to - 1e-9), n);
+    return { first, w: Array.from({ length: last - first }, (_, k) => (Math.min(to, first + k + 1) - Math.max(from, first + k))*size/n) };
+  });
+  const rows = new Float64Array(n*size), out = new Float32Array(size*size);
+  for (let y = 0; y < n; y++) parts.forEach(({ first, w }, j) => w.forEach((v, k) => rows[y*size + j] += v*plane[y*n + first + k]));
+  parts.forEach(({ first, w }, i) => { for (let j = 0; j < size; j++) out[i*size + j] = w.reduce((sum, v, k) => sum + v*rows[(first + k)*size + j], 0); });
+  return out;
+}
+
+export function readWindow({ data, width, height }, hole, { y, x, scale, size }, netSize = size) {   // means of the known pixels, three planes; and the mask
+  const share = new Float32Array(size*size), sums = [0, 1, 2].map(() => new Float32Array(size*size)), part = 1/(scale*scale);
   for (let i = 0; i < size; i++) for (let j = 0; j < size; j++) {
     let count = 0, r = 0, g = 0, b = 0;
     const v1 = Math.min(y + (i + 1)*scale, height), u0 = Math.max(x + j*scale, 0), u1 = Math.min(x + (j + 1)*scale, width);
@@ -116,10 +129,11 @@ export function readWindow({ data, width, height }, hole, { y, x, scale, size })
       const at = v*width + u;
       if (!hole[at]) count++, r += data[4*at], g += data[4*at + 1], b += data[4*at + 2];
     }
-    if (fround(count*part) < .5) continue;
     const at = i*size + j;
-    mask[at] = 1, px[at] = r/count/255, px[n + at] = g/count/255, px[2*n + at] = b/count/255;
+    share[at] = count*part, sums[0][at] = r*part, sums[1][at] = g*part, sums[2][at] = b*part;
   }
+  const known = reduce(share, size, netSize), mask = known.map(v => v > .4999 ? 1 : 0), px = new Float32Array(3*known.length);
+  sums.forEach((plane, c) => reduce(plane, size, netSize).forEach((v, i) => { if (mask[i]) px[c*known.length + i] = v/known[i]/255; }));
   return [px, mask];
 }
 
@@ -176,16 +190,17 @@ function ramp(start, stop, lo, hi, width) {                       // 1 from lo t
 }
 
 export function writeWindow(image, hole, plan, win, out, weight, feather = 4) {
-  const { data, width, height } = image, { y: wy, x: wx, scale: s, size, box } = win;
-  const side = s*size, wide = Math.min(feather*s, 64), grow = side >> 3, step = Math.max(4*wide, Math.floor(2**19/side), 1);
+  const { data, width, height } = image, { y: wy, x: wx, scale: s, size, box } = win, side = s*size, netSize = Math.sqrt(out.length/3);
+  const wide = Math.min(rint(feather*side/netSize), 64), grow = side >> 3, step = Math.max(4*wide, Math.floor(2**19/side), 1);
   const from = (b, o, by) => Math.max(b - by, o, 0), to = (b, o, by, n) => Math.min(b + by, o + side, n);
   const y0 = from(box[0], wy, grow), y1 = to(box[2], wy, grow, height), x0 = from(box[1], wx, grow), x1 = to(box[3], wx, grow, width);
   const left = from(box[1], wx, grow + 2*wide), right = to(box[3], wx, grow + 2*wide, width);
+  if (size > netSize) out = enlarge(out, netSize, size/netSize, 0, size, 0, size);
   const across = ramp(x0, x1, box[1], box[3], grow), down = ramp(y0, y1, box[0], box[2], grow), w = right - left;
   for (let i = y0; i < y1; i += step) {
     const j = Math.min(i + step, y1), now = new Uint8Array((j - i)*(x1 - x0));                 // weights of this window
     for (let y = i, at = 0; y < j; y++) for (let x = x0; x < x1; x++, at++)
-      if (hole[y*width + x] && plan.scaleAt(y, x) === s) now[at] = Math.max(rint(16*Math.min(across[x - x0], down[y - y0])), 0);
+      if (hole[y*width + x] && plan.sideAt(y, x) === side) now[at] = Math.max(rint(16*Math.min(across[x - x0], down[y - y0])), 0);
     if (!now.some(v => v)) continue;
     const top = Math.max(i - 2*wide, wy, 0), bottom = Math.min(j + 2*wide, wy + side, height), h = bottom - top, n = w*h;
     const value = enlarge(out, size, s, top - wy, bottom - wy, left - wx, right - wx);
@@ -212,7 +227,7 @@ export async function fillPhoto(image, hole, net, size, progress = () => {}) {  
   const { width, height } = image, plan = planWindows(hole, width, height, size), weight = new Uint8Array(width*height);
   for (const [i, win] of plan.windows.entries()) {
     progress(i, plan.windows.length);
-    const out = await net(...readWindow(image, hole, win));
+    const out = await net(...readWindow(image, hole, win, size));
     if (!out.every(Number.isFinite)) throw new Error("the network returns NaN or infinity");
     writeWindow(image, hole, plan, win, out.map(v => clamp(v, 0, 1)), weight);
   }

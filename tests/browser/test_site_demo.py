@@ -207,10 +207,10 @@ def test_the_windows_are_those_of_python(visit, kind):
     y, x = np.mgrid[:1940, :2611]
     hole = MASKS[kind](y, x)
     plan = ours("plan_windows")((~hole).astype(np.uint8), 256)
-    want = [[w.y, w.x, w.scale, *w.box] for w in plan.windows]
+    want = [[w.y, w.x, w.scale, w.size, *w.box] for w in plan.windows]
     got = visit().evaluate("""async ([packed, w, h]) => { const { planWindows } = await import('./windows.js'), bits = Uint8Array.from(atob(packed), c => c.charCodeAt(0));
       const hole = Uint8Array.from({ length: w*h }, (_, i) => bits[i >> 3] >> (7 - i%8) & 1);
-      return planWindows(hole, w, h, 256).windows.map(o => [o.y, o.x, o.scale, ...o.box]); }""", [base64.b64encode(np.packbits(hole).tobytes()).decode(), 2611, 1940])
+      return planWindows(hole, w, h, 256).windows.map(o => [o.y, o.x, o.scale, o.size, ...o.box]); }""", [base64.b64encode(np.packbits(hole).tobytes()).decode(), 2611, 1940])
     assert got == want
 
 
