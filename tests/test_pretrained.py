@@ -45,6 +45,17 @@ def test_parts_that_are_none(runs, tmp_path, part, word):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_went_on_from_packed_weights_has_their_runs_before_its_own(runs, tmp_path):
+    "And the network may lie between the two."
+    pack_weights(runs, tmp_path, "base", part=.5)
+    record = pack_weights([tmp_path/"base.safetensors", runs[0]], tmp_path, "more", part=.25)
+    assert [(s["recipe"]["name"], s.get("part")) for s in record["stages"]] == [("first", None), ("second", .5), ("first", None)] and record["part"] == .25
+    net, a, b = load_pretrained("more", folder=tmp_path)[0], load_file(tmp_path/"base.safetensors"), state(runs[0])
+    for k, v in net.state_dict().items():
+        if v.is_floating_point(): torch.testing.assert_close(v, a[k].float() + .25*(b[k] - a[k].float()), rtol=2**-11, atol=1e-7)
+    assert pack_weights(["drawn", runs[0]], tmp_path, "named")["licence"] == pack.DRAWN_LICENCE, "by its name in the package, too"
+
+
 def test_one_run_has_nothing_between(runs, tmp_path):
     with pytest.raises(InputError, match="two or more"): pack_weights(runs[:1], tmp_path, part=.5)
     train(Recipe(size=32, n_faces=20, n_masks=10, depth=3, width=4, formula="v1", bs=8, min_steps=1, phases=(Phase(3e-3),)), out=tmp_path/"v1", device="cpu", progress=False)
