@@ -127,7 +127,7 @@ class Dash(Param):
 
 # %% ../nbs/cli_lab.ipynb #255f4b76
 def pack_cmd(
-    runs: Param("folders of finished runs, in the order of training; the network is that of the last", str, nargs="+"),
+    runs: Param("folders of finished runs, in the order of training, the first may be packed weights (faces, drawn, a file); the network is that of the last", str, nargs="+"),
     out: str = "weights",  # folder for NAME.safetensors and NAME.json
     name: str = "faces",  # of the two files
     part: float = 1.,  # less than 1: the network at this part of the way from the last run but one to the last
