@@ -44,9 +44,9 @@ def read_options(
     return {name: found[name] for name in inspect.signature(command).parameters}
 
 # %% ../nbs/cli.ipynb #53bdf819
-def _prepare(src, dst, size, valid, workers, **_):
+def _prepare(src, dst, size, valid, workers, versions, **_):
     from pconv_course.tools.prepare import prepare, unused_text
-    made = prepare(src, dst, size=size, **{k: v for k, v in dict(valid=valid, workers=workers).items() if v is not None})
+    made = prepare(src, dst, size=size, **{k: v for k, v in dict(valid=valid, workers=workers, versions=versions).items() if v is not None})
     print(f"{made['count']} faces of {size} px in {dst}{unused_text(made.get('quarantined', 0), made.get('no_pictures', 0))}")
 
 def _ffhq(src, dst, size, valid, workers, source, out, ids, **_):
@@ -78,6 +78,7 @@ def data_cmd(
     size: int = 256,  # side of the prepared pictures in pixels, 16 to 2048
     valid: str = None,  # held-out faces: a share such as 0.1 (the default), or ids such as 800-898; ffhq: its documented split
     workers: int = None,  # threads; one per core when absent
+    versions: int = None,  # prepare: of each face that is not held out, 1 to 100: itself, and others turned, enlarged, shifted, in other light; 1 when absent
     source: str = "hf",  # ffhq: where from: kaggle (52,000 faces), hf (70,000), folder or zip (yours)
     out: str = None,  # ffhq: folder for the result
     ids: str = None,  # ffhq: only these numbers, such as 0-51999
@@ -88,7 +89,8 @@ def data_cmd(
     if action != "ffhq" and None in (src, dst): raise UsageError(f"{action} needs a source and a destination: pconv data {action} SRC DST")
     check_number("size", size, 16, 2048, "pixels")
     check_number("workers", workers, 1, 256, "threads")
-    ACTIONS[action](src, dst, size=size, valid=valid, workers=workers, source=source, out=out, ids=ids, hole=hole)
+    check_number("versions", versions, 1, 100)
+    ACTIONS[action](src, dst, size=size, valid=valid, workers=workers, versions=versions, source=source, out=out, ids=ids, hole=hole)
 
 # %% ../nbs/cli.ipynb #ada6132c
 NUMBERS = dict(minutes=(0.01, 1e5, "minutes"), size=(16, 2048, "pixels"), bs=(1, 4096, "pictures"), seed=(0, 2**31),

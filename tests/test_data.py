@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from pconv_course.base.faces import draw_face
 from pconv_course.base.pictures import face_ids, list_pictures, read_face
 from pconv_course.base.traits import face_traits
 from pconv_course.data import FaceDL, FaceFiles, DrawnFaces, face_dls, split_ids
-from pconv_course.tools.prepare import prepare
+from pconv_course.tools.prepare import face_version, prepare
 
 ONE_LINE = r"\A[^\n]{10,400}\Z"
 FINGERPRINT = "fd32288d22080e425c3c40469ba02349041642d09fa1fb40ab70e9747959da43"
@@ -382,6 +383,47 @@ def test_prepare_again_changes_nothing_and_adds_what_is_new(album):
     assert m["count"] == 13
     prepare(album, album.parent / "fresh", size=32)
     assert tree(out) == tree(album.parent / "fresh")
+
+
+def test_versions_of_training_faces_only(album):
+    plain = prepare(album, album.parent / "plain", size=32, valid=.25)
+    m = prepare(album, album.parent / "out", size=32, valid=.25, versions=4)
+    assert m["valid"] == plain["valid"] and m["versions"] == 4 and m["original_sizes"] == plain["original_sizes"] and m["quarantined"] == 1
+    assert set(m["train"]) == {*plain["train"], *(f"version-{v}/{i}" for i in plain["train"] for v in (1, 2, 3))}
+    for i in plain["train"] + plain["valid"]: assert (album.parent / "out" / "faces" / f"{i}.jpg").read_bytes() == (album.parent / "plain" / "faces" / f"{i}.jpg").read_bytes()
+    faces = FaceFiles(album.parent / "out", 32)
+    same = [torch.stack([x for i, x in zip(faces.ids, faces) if i.endswith(who)]) for who in plain["train"]]
+    for who in same: assert min((a - b).abs().mean().item() for k, a in enumerate(who) for b in who[:k]) > .01, "each is another picture"
+    assert prepare(album, album.parent / "again", size=32, valid=.25, versions=4, workers=1) == m and tree(album.parent / "again") == tree(album.parent / "out")
+
+
+def test_a_version_turns_and_enlarges_no_further_than_it_says():
+    size, dots = 96, [(30, 40), (66, 40), (48, 70)]
+    for seed in range(40):
+        found = []
+        for x, y in dots:
+            a = np.zeros((size, size, 3), np.uint8)
+            a[y - 2:y + 3, x - 2:x + 3] = 255
+            v = np.asarray(face_version(Image.fromarray(a), seed), float).sum(-1)
+            found.append(np.array([(v*np.arange(size)).sum(), (v*np.arange(size)[:, None]).sum()])/v.sum())
+        d, was = found[1] - found[0], np.array(dots[1]) - dots[0]
+        assert 1 - .02 < np.hypot(*d)/np.hypot(*was) < 1.25 + .02 and abs(np.degrees(np.arctan2(d[1], d[0]))) < 8.5
+        middle = (np.mean(found, 0) - 47.5)
+        assert np.abs(middle).max() < size/20 + 1.25*np.hypot(*(np.mean(dots, 0) - 47.5)) + .5
+    assert len({np.asarray(face_version(Image.fromarray(draw_face(1, 32)), s)).tobytes() for s in range(20)}) == 20
+
+
+def test_versions_must_be_named_apart(album):
+    for bad in (0, -1, 101, 2.5, "many"):
+        with pytest.raises(InputError, match="versions=") as e: prepare(album, album.parent / "o", size=32, versions=bad)
+        assert one_line(e) and not (album.parent / "o").exists()
+    (album / "a").rename(album / "version-1")
+    shutil.copytree(album / "version-1", album / "x", ignore=shutil.ignore_patterns("broken.jpg"))
+    (album / "b").rename(album / "y")
+    for p in (album / "x").iterdir(): p.rename(album / p.name)
+    with pytest.raises(InputError, match="rename it") as e: prepare(album, album.parent / "o", size=32, versions=3)
+    assert one_line(e)
+    assert prepare(album, album.parent / "o", size=32)["count"] > 12, "alone it is a folder like any other"
 
 
 @pytest.mark.parametrize("workers", [1, 3])
