@@ -142,7 +142,8 @@ def depth_profile(
     hole,  # (H,W) bool
 ) -> list:
     "Mean absolute error of the hole's pixels in each class of depth, up to `DEPTHS` steps and beyond; NaN for an empty class."
-    return by_class(np.abs(comp - gt).mean(-1), np.searchsorted(DEPTHS, hole_depth(~hole)), hole, len(DEPTHS) + 1)
+    at = hole_depth(~hole)  # -1: nothing is known
+    return by_class(np.abs(comp - gt).mean(-1), np.where(at < 0, len(DEPTHS), np.searchsorted(DEPTHS, at)), hole, len(DEPTHS) + 1)
 
 # %% ../nbs/11_artifacts.ipynb #61046e42
 DENSITIES = (20, 40, 60, 80)  # percent

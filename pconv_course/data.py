@@ -160,6 +160,7 @@ def split_ids(
     seed=0,  # of the hash, when `valid` is a fraction
 ) -> tuple:
     "(ids to train on, ids held out), each in the order of `ids`. Raises `InputError` when a side would be empty."
+    if not len(ids): raise InputError("there are no faces to split; name a source that has some")
     if isinstance(valid, str) and (test := in_ranges(valid.replace(" ", ""))): held = {i for i in ids if test(i)}
     elif isinstance(valid, (list, tuple, set)): held = set(valid)
     else: held = held_fraction(ids, valid, seed)
@@ -306,7 +307,8 @@ def with_cache(faces, cache=None, num_workers=0):
 
 # %% ../nbs/03_data.ipynb #1ae5f9d1
 def open_faces(src, size, n=None, seed=0):
-    "The dataset that `src` names: 'drawn', a folder, a zip, or a dataset; at most `n` faces."
+    "The dataset that `src` names: 'drawn', a folder, a zip, or a dataset; at most `n` faces. Raises `InputError`."
+    if n is not None and n < 1: raise InputError(f"{n} faces are none; give n of 1 or more")
     if isinstance(src, Faces): faces = src
     elif src == "drawn": return DrawnFaces(1000 if n is None else n, size, seed)
     else:

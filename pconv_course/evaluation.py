@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BASELINES', 'KEYS', 'FID_WEIGHTS', 'Method', 'average_of', 'baseline', 'named', 'model_method', 'network',
            'save_pairs', 'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs', 'missing',
-           'run_methods', 'parts_of', 'summarise', 'record_of', 'row_of', 'method_rows', 'bucket_rows', 'report',
-           'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join_records', 'open_inception',
-           'set_distances', 'HeldOut', 'fill_texture']
+           'run_methods', 'parts_of', 'summarise', 'check_against', 'record_of', 'row_of', 'method_rows', 'bucket_rows',
+           'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join_records',
+           'open_inception', 'set_distances', 'HeldOut', 'fill_texture']
 
 # %% ../nbs/19_evaluation.ipynb #132f14e8
 import csv
@@ -36,7 +36,7 @@ from .learner import inpaint_batch
 from .masks import bucket_of, BUCKETS, MaskBank
 from .metrics import (as_saved, biharmonic_fill, hole_l1_error, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, psnr,
     score_each, telea_fill)
-from .pairs import by_stem, list_hash, stem
+from .pairs import by_stem, last_part, list_hash
 from .weights import load_model, weights_hash
 
 # %% ../nbs/19_evaluation.ipynb #65b44a44
@@ -119,12 +119,12 @@ def outputs(
 ) -> Method:
     "Finished pictures as a method. Raises `InputError` when one is missing or of another size."
     files, folder = FaceFiles(folder), Path(folder)
-    there, faces = set(map(stem, files.ids)), [stem(pairs.faces.ids[i]) for i in pairs.face_at]
+    there, faces = set(map(last_part, files.ids)), [last_part(pairs.faces.ids[i]) for i in pairs.face_at]
     numbers = [f"{i:05d}" for i in range(len(pairs))]
     names = faces if set(faces) <= there and len(set(faces)) == len(faces) else numbers
     if lost := [o for o in names if o not in there]:
         raise InputError(f"{folder.name} has no picture {lost[0]!r}; name them by the number of the pair (00000 ...), or like the faces with each face once")
-    at = by_stem(files.ids, set(names), "pictures")
+    at = by_stem(files.ids, set(names), "pictures", last_part)
     def fill(inp, m, which):
         out = torch.stack([files[at[names[i]]] for i in which])
         if out.shape[1:] == inp.shape[1:]: return out
@@ -246,6 +246,10 @@ def summarise(
     return rows
 
 # %% ../nbs/19_evaluation.ipynb #0aa6a388
+def check_against(against, methods):
+    "Raises `InputError` when the differences shall be to a method that isn't there."
+    if against is not None and against not in methods: raise InputError(f"there is no method {against!r} to compare with; choose from {', '.join(methods)}")
+
 def record_of(results, infos, settings, sha256, against=None, seed=0, distances=None, notes=()) -> dict:
     "What the JSON holds: settings, hash of the pairs, methods, rows. Raises `InputError` for an unknown `against`."
     n, tables = settings["pairs"], {}
@@ -255,7 +259,7 @@ def record_of(results, infos, settings, sha256, against=None, seed=0, distances=
         tables[k] = np.array([[float(r[c] or "nan") for c in COLUMNS] for r in rows])
         where, infos[k]["broken_values"] = rows, sum(int(r["broken"]) for r in rows)
     against = against or ("telea" if "telea" in tables else next(iter(tables)))
-    if against not in tables: raise InputError(f"there is no method {against!r} to compare with; choose from {', '.join(tables)}")
+    check_against(against, tables)
     numbers = [[float(r[k] or "nan") for r in where] for k in ("ratio", "border", "true_texture")]
     rows = summarise(tables, [r["face"] for r in where], [r["mask"] for r in where], *numbers, against, seed)
     return dict(settings=settings, pairs_sha256=sha256, against=against, interval="95 %, over pictures, and masks that repeat; see `intervals.interval`",
@@ -343,6 +347,22 @@ def write_record(out, record):
         with atomic_path(Path(out).with_suffix(suffix)) as tmp: tmp.write_text(text, encoding="utf-8")
     with atomic_path(Path(out).with_suffix(".png")) as tmp: record_figure(record).savefig(tmp, dpi=100, metadata={"Software": None})
 
+# %% ../nbs/19_evaluation.ipynb #79052859
+def open_record(file) -> dict:
+    "The record of an evaluation. Raises `InputError` when the file is something else."
+    r = read_json(Path(file).expanduser())
+    if isinstance(r, dict) and {"pairs_sha256", "methods", "distances", "notes", "settings"} <= r.keys(): return r
+    raise InputError(f"{file} is no record of an evaluation; give a JSON file that pconv evaluate wrote")
+
+def earlier(out, pairs, results) -> dict:
+    "The record at `out`, one without a method where there is none or its list was longer or shorter. Raises `InputError` when it is something else, or about other pairs."
+    none = dict(methods={}, distances={})
+    if not out.is_file(): return none
+    if (r := open_record(out))["pairs_sha256"] == pairs.sha256: return r
+    rows = [(results.row(k, i), key) for k in r["methods"] for i, key in enumerate(pairs.keys[:r["settings"]["pairs"]])]
+    if all(row and row["key"] == key for row, key in rows): return none
+    raise InputError(f"{out} holds an evaluation of other pairs; choose another --out, or move it away")
+
 # %% ../nbs/19_evaluation.ipynb #0d59b5ea
 def evaluate(
     methods,  # list of `Method`
@@ -357,13 +377,14 @@ def evaluate(
 ) -> dict:
     "Fill, score, summarise, write. What an earlier call scored on the same pairs stays in the record. Raises `InputError`."
     if len({k.name for k in methods}) < len(methods): raise InputError("two methods have the same name; give each its own: NAME=PATH")
-    out = Path(out)
-    results, old = Results(out.with_suffix(".csv")), read_json(out) if out.is_file() else {}
-    old = old if old.get("pairs_sha256") == pairs.sha256 else {}
-    run_methods(methods, pairs, results, lpips, progress)
-    infos = {k: v for k, v in old.get("methods", {}).items() if (results.row(k, 0) or {}).get("sha256") == v["sha256"]}
+    out = Path(out).expanduser()
+    old = earlier(out, pairs, results := Results(out.with_suffix(".csv")))
+    infos = {k: v for k, v in old["methods"].items() if (results.row(k, 0) or {}).get("sha256") == v["sha256"]}
     infos |= {k.name: dict(title=k.title, sha256=k.sha256, **k.info) for k in methods}
-    distances = old.get("distances", {}) | ({k.name: set_distances(k, pairs, inception) for k in methods} if inception else {})
+    check_against(against, infos)
+    run_methods(methods, pairs, results, lpips, progress)
+    same = lambda k: infos.get(k, {}).get("sha256") == old["methods"].get(k, {}).get("sha256")
+    distances = {k: v for k, v in old["distances"].items() if same(k)} | ({k.name: set_distances(k, pairs, inception) for k in methods} if inception else {})
     record = record_of(results, infos, pairs.info, pairs.sha256, against, seed, distances, notes)
     write_record(out, record)
     return record
@@ -376,19 +397,23 @@ def join_records(
     seed=0,  # of the bootstrap
 ) -> dict:
     "One record of several evaluations of the same pairs. Raises `InputError` when they are of other pairs, or a csv doesn't fit."
-    records, results, infos, distances, notes = [read_json(f) for f in files], Results(Path(out).with_suffix(".csv")), {}, {}, {}
+    out, records, infos, distances, notes = Path(out).expanduser(), [open_record(f) for f in files], {}, {}, {}
     if len({r["pairs_sha256"] for r in records}) > 1:
         lists = ", ".join(f"{Path(f).name} {r['pairs_sha256'][:8]}" for f, r in zip(files, records))
         raise InputError(f"these results are of other pairs: {lists}; run them with the same faces, masks, size, limit and seed")
+    for r in records:
+        if twice := [k for k, v in r["methods"].items() if infos.setdefault(k, v)["sha256"] != v["sha256"]]: raise InputError(f"two methods are called {twice[0]!r}; evaluate one again as OTHER=PATH")
+    check_against(against, infos)
+    results = Results(out.with_suffix(".csv"))
     for f, r in zip(files, records):
         part, n = Results(Path(f).with_suffix(".csv")), range(r["settings"]["pairs"])
         for k in r["methods"]:
             keys = [(part.row(k, i) or {}).get("key", "") for i in n]
             if list_hash(r["settings"]["size"], keys) != r["pairs_sha256"]: raise InputError(f"{part.path.name} lacks rows of {k}; run that evaluation again")
             results.add([part.lines[k, i] for i in n])
-        infos, distances, notes = infos | r["methods"], distances | r["distances"], notes | dict.fromkeys(r["notes"])
+        distances, notes = distances | r["distances"], notes | dict.fromkeys(r["notes"])
     record = record_of(results, infos, records[0]["settings"], records[0]["pairs_sha256"], against, seed, distances, notes)
-    write_record(Path(out), record)
+    write_record(out, record)
     return record
 
 # %% ../nbs/19_evaluation.ipynb #c8ac0757

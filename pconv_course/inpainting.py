@@ -26,13 +26,14 @@ from .base.photos import FORMATS, Photo, PhotoWarning, read_pair, save_photo
 from .base.pictures import list_pictures, top_of
 from .base.show import HOLE
 from .masks import hole_ratio
-from .weights import load_model, load_pretrained, weights_file
+from .weights import load_model, load_pretrained, on_device, weights_file
 from .windows import repair
 
 # %% ../nbs/21_inpainting.ipynb #05999c7a
 def trained_size(net, config=None):
-    "Side in px of the pictures that a network was trained on: its recipe's, else twice what its U shrinks to one pixel."
-    return (config or {}).get("recipe", {}).get("size") or 2**(getattr(net, "config", {}).get("depth", 7) + 1)
+    "Side in px of the pictures that a network was trained on: its recipe's, else twice what its U shrinks to one pixel, once more for every doubling of a network from coarse to fine."
+    shape = getattr(net, "config", {})
+    return (config or {}).get("recipe", {}).get("size") or 2**(shape.get("depth", 7) + max(shape.get("doublings", 0), 1))
 
 @lru_cache(maxsize=2)
 def _load(path, changed, device): return load_model(path, device)
@@ -52,7 +53,7 @@ def open_model(
     if not callable(model): raise InputError(f"a model of type {type(model).__name__} can't be used; give a run folder, model.safetensors or a network")
     size = size or (config if isinstance(config, int) else trained_size(model, config))
     if not 16 <= size <= 4096: raise InputError(f"the network can't work at {size} px; give 16 to 4096")
-    return (model.to(device) if device and isinstance(model, nn.Module) else model), size
+    return (on_device(model, device) if device and isinstance(model, nn.Module) else model), size
 
 # %% ../nbs/21_inpainting.ipynb #e462ca68
 def finish_photo(

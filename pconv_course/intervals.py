@@ -148,7 +148,7 @@ def p_value(values, *groups) -> float:
 
 def fdr(
     p,  # array of p-values of a table's cells, NaN where nothing was measured
-    level=0.05,  # the share of false ones to be expected among those told
+    level=0.05,  # the largest share of false ones to be expected among those told
 ) -> np.ndarray:
     "Bool array: which cells are told when all are looked at together (Benjamini and Hochberg 1995)."
     p = np.asarray(p, float)

@@ -30,7 +30,8 @@ def hole_ratio(
 ):
     "Share of hole pixels: a float for one mask, a float64 array (B,) for a batch."
     m = np.asarray(m.detach().cpu() if isinstance(m, torch.Tensor) else m)
-    r = 1 - m.reshape(-1, m.shape[-2]*m.shape[-1]).mean(1, dtype=np.float64)
+    n = m.shape[-2]*m.shape[-1]
+    r = (n - m.reshape(-1, n).sum(1, dtype=np.float64))/n
     return float(r[0]) if m.ndim == 2 or m.ndim == 3 and len(m) == 1 else r
 
 # %% ../nbs/02_masks.ipynb #95a43318
@@ -217,7 +218,10 @@ def _usual(draw):
     "`draw` as one kind among others: a ratio that is asked for narrows its own range."
     own = inspect.signature(draw).parameters["ratio"].default
     @wraps(draw)
-    def mask(rng, size=256, ratio=own): return draw(rng, size=size, ratio=(max(ratio[0], own[0]), min(ratio[1], own[1])))
+    def mask(rng, size=256, ratio=own):
+        lo, hi = max(ratio[0], own[0]), min(ratio[1], own[1])
+        if ratio[0] < ratio[1] and lo >= hi: raise InputError(f"hole ratio {tuple(ratio)} leaves nothing of {own}, the range of one kind in this mixture; widen it, or ask for one kind")
+        return draw(rng, size=size, ratio=(lo, hi))
     return mask
 
 _blob_mask = partial(central_mask, shape="blob")

@@ -172,10 +172,11 @@ def download_alexnet() -> dict:
 def open_lpips(
     where="alex",  # 'alex': if the weights are here; a file of them; 'download'; 'none'
 ) -> tuple:
-    "(function of `lpips_of` or None, why not or None). Raises `InputError` for a file that isn't there or isn't AlexNet."
+    "(function of `lpips_of` or None, why not or None). Raises `InputError` for a file `where` that isn't there, and one that isn't AlexNet."
     if where in (None, "none"): return None, None
     if where == "download": return lpips_of(lpips_net(download_alexnet())), None
     file = Path(os.environ.get("PCONV_LPIPS") or hub_file(LPIPS_FILE) if where == "alex" else where).expanduser()
     if file.is_file(): return lpips_of(lpips_net(read_state(file))), None
     if where != "alex": raise InputError(f"unknown LPIPS {where!r}; choose from alex, download, none, or give a file of AlexNet's weights")
+    if os.environ.get("PCONV_LPIPS"): return None, f"LPIPS not measured: PCONV_LPIPS names {file}, and there is no such file; correct it, or unset it"
     return None, f"LPIPS not measured: {LPIPS_FILE} is not in torch's hub/checkpoints; fetch it by --lpips download, or name a file by --lpips FILE or PCONV_LPIPS"

@@ -186,6 +186,7 @@ def _channels(depth, width, in_channels):
 class AttentionNet(UNetBase):
     "Two stages with dilated convolutions and contextual attention (Yu et al. 2018); in training `guess` is what the first stage made of the last batch."
     enc, guess = (), None  # no stages with a batch norm that could be frozen
+    multiple = property(lambda self: 8, doc="Height and width are padded to multiples of it, px.")
     def __init__(self,
         depth: int = 7,             # as in `PConvUNet`: dilations go up to 2**(depth - 1) places
         width: int = 64,            # as in `PConvUNet`
@@ -208,14 +209,14 @@ class AttentionNet(UNetBase):
 def forward(self: AttentionNet, inp, m):
     "`inp` (B,C,H,W), whatever is under the hole, and `m` (B,1,H,W) -> `out` (B,C,H,W), linear; H and W are 16 px or more. ValueError: see `check_input`."
     check_input(inp, m, self.config['in_channels'])
-    (h, w), (x, m) = inp.shape[-2:], pad_to_multiple(inp, m.to(inp.dtype), 8)
+    (h, w), (x, m) = inp.shape[-2:], pad_to_multiple(inp, m.to(inp.dtype), self.multiple)
     out, _ = self.decode(self.encode(x, m))
     if self.training: self.guess = crop(self.guess, h, w)
     return crop(out, h, w)
 
 @patch
 def encode(self: AttentionNet, x, m):
-    "Image and mask, height and width multiples of 8 -> the image with the first answer in its hole, colours from -1 to 1, the mask as a further channel; and the mask."
+    "Image and mask, height and width multiples of `multiple` -> the image with the first answer in its hole, colours from -1 to 1, the mask as a further channel; and the mask."
     x = 2*x - 1
     guess = self.coarse(with_mask(x, m))
     if self.training: self.guess = guess/2 + .5

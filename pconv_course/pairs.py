@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'pair_up', 'mask_order', 'list_hash', 'Pairs', 'set_ids', 'which_set', 'held_out_faces', 'open_masks', 'stem',
-           'by_stem', 'same_names', 'open_pairs']
+           'last_part', 'by_stem', 'same_names', 'open_pairs']
 
 # %% ../nbs/18_pairs.ipynb #56a7c720
 import re
@@ -116,8 +116,12 @@ def stem(name):
     "A file's name without folder and suffix."
     return Path(str(name)).stem
 
-def by_stem(names, wanted, what) -> dict:
-    "{stem: index} of the `wanted` stems among `names`. Raises `InputError` if two names share one of them."
+def last_part(i):
+    "An id without its folder; it has no suffix that could be taken away."
+    return Path(str(i)).name
+
+def by_stem(names, wanted, what, stem=stem) -> dict:
+    "{stem: index} of the `wanted` stems among `names`, `last_part` being that of ids. Raises `InputError` if two names share one of them."
     found = {}
     for i, name in enumerate(names):
         if (s := stem(name)) not in wanted: continue
@@ -128,9 +132,9 @@ def by_stem(names, wanted, what) -> dict:
 # %% ../nbs/18_pairs.ipynb #d5765dc4
 def same_names(ids, names, limit=None) -> tuple:
     "(face indices, mask indices) of the names that are in both, in natural order. Raises `InputError` if there is none, or two share one."
-    both = set(map(stem, ids)) & set(map(stem, names))
-    if not both: raise InputError(f"no face and no mask share a name ({stem(ids[0])!r}, {stem(names[0])!r}); rename them, or pair them by the seed")
-    faces, masks = by_stem(ids, both, "faces"), by_stem(names, both, "masks")
+    both = set(map(last_part, ids)) & set(map(stem, names))
+    if not both: raise InputError(f"no face and no mask share a name ({last_part(ids[0])!r}, {stem(names[0])!r}); rename them, or pair them by the seed")
+    faces, masks = by_stem(ids, both, "faces", last_part), by_stem(names, both, "masks")
     both = sorted(both, key=natural)[:limit]
     return [faces[o] for o in both], [masks[o] for o in both]
 

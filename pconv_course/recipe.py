@@ -151,21 +151,29 @@ def complaints(r):
     if 2**r.depth > 4*r.size: yield f"depth={r.depth}: {r.size} px cannot be halved that often; give a smaller depth"
     if uses_features(r) and r.phases and not any(p.features for p in r.phases): yield "perceptual and style terms have weights, and no phase has features=True: give it to one, or set the weights to 0"
     if r.features == 'none' and uses_features(r): yield "features='none' leaves perceptual and style terms nothing to compare: set their weights to 0"
+    if not isinstance(r.features, str): yield f"features={r.features!r}: give vgg16, random, none, or a file"
     if not any(r.weights.values()): yield "no loss term has a weight: give one"
 
 # %% ../nbs/16_recipe.ipynb #e120687e
+def made_of(kind, name, given):
+    "The dataclass `kind` with the entries of the dict `given`. Raises `InputError` for an unknown one."
+    keys = [f.name for f in fields(kind)]
+    if wrong := [k for k in given if k not in keys]: raise InputError(f"{name} has no {wrong[0]!r}; it has {', '.join(keys)}")
+    return kind(**given)
+
 def normalise(r):
     "Bring what JSON or a command line gave into the types of a `Recipe`, then raise `InputError` for the first complaint."
     fix = lambda k, v: object.__setattr__(r, k, v)
     try:
-        fix('phases', tuple(p if isinstance(p, Phase) else Phase(**p) for p in r.phases))
+        fix('phases', tuple(p if isinstance(p, Phase) else made_of(Phase, f'recipe {r.name!r}: a phase', p) for p in r.phases))
         fix('hole_ratio', tuple(float(v) for v in r.hole_ratio))
         fix('betas', tuple(r.betas))
-        if r.critic is not None and not isinstance(r.critic, CriticSpec): fix('critic', CriticSpec(**r.critic))
+        if r.critic is not None and not isinstance(r.critic, CriticSpec): fix('critic', made_of(CriticSpec, f'recipe {r.name!r}: the critic', r.critic))
         fix('weights', check_weights(r.weights))
         if r.start is not None: fix('start', str(r.start))
         problem = next(complaints(r), None)
-    except (TypeError, AttributeError) as e: problem = f"a value has the wrong type ({e})"
+    except InputError: raise
+    except (TypeError, AttributeError, ValueError) as e: problem = f"a value has the wrong type ({e})"
     if problem: raise InputError(f"recipe {r.name!r}: {problem}")
 
 # %% ../nbs/16_recipe.ipynb #c3eca3a1

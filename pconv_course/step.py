@@ -182,7 +182,7 @@ def part_of(
 # %% ../nbs/13_step.ipynb #29d48310
 class Parts(Callback):
     "The learner computes its part of every batch, with the part of the masks that one process would have drawn for the whole."
-    order = 4
+    order, all_loaders = 4, None
     def __init__(self, pieces=1): self.pieces, self.drawn = pieces, (None, None)
 
     def before_fit(self):
@@ -191,7 +191,12 @@ class Parts(Callback):
         valid = [every_nth(dl, self.rank, self.world) for dl in rest]
         self.learn.dls.loaders = [part_of(train, self.rank, self.world, self.pieces), *valid]
 
-    def after_fit(self): self.learn.dls.loaders = self.all_loaders
+    def after_fit(self):
+        if self.all_loaders: self.learn.dls.loaders, self.all_loaders = self.all_loaders, None
+
+    def __setattr__(self, name, value):
+        if name == 'learn' and value is None: self.after_fit()
+        super().__setattr__(name, value)
 
 # %% ../nbs/13_step.ipynb #8940f2fe
 @patch

@@ -34,8 +34,9 @@ def pretrained_names(
 def packaged_file(
     path,  # what somebody gave as a model
 ):
-    "The file in the package if `path` is the name of shipped weights and of nothing on the disk; else None."
-    return weights_dir()/f"{path}.safetensors" if not Path(path).expanduser().exists() and str(path) in pretrained_names() else None
+    "The file in the package if `path` is the name of shipped weights and of no file or run on the disk; else None."
+    here = Path(path).expanduser()
+    return weights_dir()/f"{path}.safetensors" if str(path) in pretrained_names() and not (here.is_file() or (here/"model.safetensors").is_file()) else None
 
 def no_weights(
     path,  # what somebody gave as a model
@@ -44,11 +45,18 @@ def no_weights(
     return InputError(f"{path}: no such file; give the folder of a run, its model.safetensors, or the name of weights in the package: {', '.join(pretrained_names())}")
 
 def weights_file(
-    path,  # a run's folder, or its model.safetensors
+    path,  # a run's folder, its model.safetensors, or the name of weights in the package
 ) -> Path:
-    "The file with the network of a run, ~ expanded; whether it is there is not checked."
+    "The file with the network, ~ expanded; whether it is there is not checked."
+    if file := packaged_file(path): return file
     path = Path(path).expanduser()
     return path/"model.safetensors" if path.is_dir() else path
+
+# %% ../nbs/09_weights.ipynb #a9a6ecf0
+def on_device(net, device):
+    "The network `net` on `device`. Raises `InputError` when torch can't use that here."
+    try: return net.to(device)
+    except (RuntimeError, AssertionError) as e: raise InputError(f"device {device} cannot be used here ({str(e).splitlines()[0]}); leave it out, or use cpu") from e
 
 # %% ../nbs/09_weights.ipynb #6b229b57
 def load_model(
@@ -66,7 +74,7 @@ def load_model(
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise InputError(f"{path}: not a network of this library, or damaged ({str(e).splitlines()[0]}); train one, or fetch it again") from e
-    return model.eval().to(device), config
+    return on_device(model.eval(), device), config
 
 # %% ../nbs/09_weights.ipynb #dae078ad
 def pretrained_info(
@@ -102,7 +110,7 @@ def load_pretrained(
 def weights_hash(
     model,  # any `nn.Module`
 ):
-    "SHA-256 of a network's weights: all parameters and buffers, in their order."
+    "SHA-256 of the tensors in a network's state dict, in their order. What kind of network they are in (partial, plain, ...) is not part of it."
     return sha256_of(b"".join(v.detach().cpu().contiguous().numpy().tobytes() for v in model.state_dict().values()))
 
 # %% ../nbs/09_weights.ipynb #b5ee91d3

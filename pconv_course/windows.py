@@ -37,7 +37,7 @@ def match_border(
     m,  # mask (h,w), 1 = known
     width: int,  # how far the border reaches into the hole, px; 0: nowhere
 ) -> np.ndarray:
-    "`out` plus the mean of photo minus `out` over the known pixels within `width` px, faded with their share; then with half the width, to 1."
+    "`out` plus the mean of photo minus `out` over the known pixels within `width` px, faded with twice their share, at most 1; then with half the width, to 1."
     m, photo = m[..., None].astype(np.float32), np.where(m[..., None] > 0, a/np.float32(top_of(a.dtype)), 0).astype(np.float32)
     for k in (2*(width >> i) + 1 for i in range(width.bit_length())):
         mean = lambda x: cv2.boxFilter(x, -1, (k, k), borderType=cv2.BORDER_CONSTANT).reshape(x.shape)
@@ -250,7 +250,7 @@ def plan_windows(
     size: int,  # side of what the network gets, px
     context: float = 4.,  # a window is at least this many times as wide as the hole in it is thick
 ) -> Plan:
-    "Which windows of a photo go through the network: as small as the holes allow, at most as large as the photo."
+    "Which windows of a photo go through the network: as small as the holes allow, at most as large as the photo, to within `scale` pixels."
     cell, longest = -(-max(m.shape)//2048), max(m.shape)
     labels, boxes, thick = hole_parts(hole_cells(m, cell))
     whole = max(longest//size, 1)

@@ -267,8 +267,9 @@ def test_without_r1_and_with_it_every_few_steps():
 @pytest.mark.parametrize('change, word', [
     (dict(critic=dict(width=0)), 'critic: width=0'), (dict(critic=dict(lr=0)), 'critic: lr=0'), (dict(critic=dict(lr=math.nan)), 'critic: lr'), (dict(critic=dict(every=0)), 'critic: every'),
     (dict(critic=dict(weight=-1)), 'critic: weight'), (dict(critic=dict(r1=math.inf)), 'critic: r1'), (dict(critic=dict(weight=0, matching=0)), 'nobody listens'),
-    (dict(critic=dict(loss='wasserstein')), 'critic: loss'), (dict(critic=dict(spectral=2)), 'critic: spectral'), (dict(critic=dict(rate=1)), 'wrong type'), (dict(critic=3), 'wrong type'), (dict(betas=(1., .9)), 'betas'), (dict(betas=(.9,)), 'betas'), (dict(betas=('a', 'b')), 'betas'),
-    (dict(critic={}, phases=(Phase(1e-3, critic=False),)), 'no phase has critic=True'), (dict(phases=(Phase(1e-3, critic='no'),)), 'critic=.no'),
+    (dict(critic=dict(loss='wasserstein')), 'critic: loss'), (dict(critic=dict(spectral=2)), 'critic: spectral'), (dict(critic=dict(rate=1)), "the critic has no 'rate'; it has width"), (dict(critic=3), 'wrong type'), (dict(betas=(1., .9)), 'betas'), (dict(betas=(.9,)), 'betas'), (dict(betas=('a', 'b')), 'betas'),
+    (dict(critic={}, phases=(Phase(1e-3, critic=False),)), 'no phase has critic=True'), (dict(phases=(Phase(1e-3, critic='no'),)), 'critic=.no'), (dict(phases=[dict(lr=1e-3, epoch=2)]), "a phase has no 'epoch'; it has lr"),
+    (dict(hole_ratio='0.1-0.5'), 'wrong type'), (dict(features=None), 'features=None'),
 ])
 def test_critics_that_make_no_sense(change, word):
     with pytest.raises(InputError, match=word) as e: recipe_with(TINY, **change)

@@ -26,7 +26,7 @@ from pconv_course.base import faces as faces_module
 from pconv_course.base import traits
 from pconv_course import data
 from pconv_course.lab import clocks
-from pconv_course.base.core import InputError, read_json, sha256_of
+from pconv_course.base.core import alone_in, InputError, read_json, sha256_of
 from pconv_course.base.faces import draw_face
 from pconv_course.base.pictures import face_ids, list_pictures, read_face
 from pconv_course.base.traits import face_traits
@@ -343,6 +343,8 @@ def test_split_by_number_and_list():
     assert all(800 <= int(i) <= 898 for i in valid) and not any(800 <= int(i) <= 898 for i in train)
     assert split_ids(ids, "0-6, 994-999")[1] == ["00000", "00994"]
     assert split_ids(ids, ids[3:5])[1] == ids[3:5]
+    for none in (.1, [], "0-9"):
+        with pytest.raises(InputError, match="no faces"): split_ids([], none)
     for bad in ("1-2", "-5", "a-b", [], ["nobody"], ids, 0, 1, -1, float("nan"), object(), "0-99999"):
         with pytest.raises(InputError) as e: split_ids(ids, bad)
         assert one_line(e)
@@ -411,6 +413,14 @@ def test_a_version_turns_and_enlarges_no_further_than_it_says():
         middle = (np.mean(found, 0) - 47.5)
         assert np.abs(middle).max() < size/20 + 1.25*np.hypot(*(np.mean(dots, 0) - 47.5)) + .5
     assert len({np.asarray(face_version(Image.fromarray(draw_face(1, 32)), s)).tobytes() for s in range(20)}) == 20
+
+
+def test_two_cannot_prepare_the_same_folder(album):
+    out = album.parent / "out"
+    prepare(album, out, size=32)
+    before = tree(out)
+    with alone_in(out), pytest.raises(InputError, match="in use") as e: prepare(album, out, size=32)
+    assert one_line(e) and tree(out) == before
 
 
 def test_versions_must_be_named_apart(album):
@@ -859,6 +869,12 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=True).stdout.split()
     if out[0] == "None": pytest.skip("only Linux tells how much memory a process takes")
     assert float(out[1]) < 45
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_so_few_faces_are_none(album, n):
+    with pytest.raises(InputError, match="none") as e: face_dls(album, size=32, n=n)
+    assert one_line(e)
 
 
 def test_ids_can_be_chosen(album):

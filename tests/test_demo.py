@@ -9,7 +9,7 @@ import torch
 from markupsafe import escape
 
 from pconv_course.tools import demo
-from pconv_course.base.core import InputError, read_json
+from pconv_course.base.core import alone_in, InputError, read_json
 from pconv_course.base.show import compose
 from pconv_course.data import DrawnFaces
 from pconv_course.metrics import METRICS
@@ -89,6 +89,8 @@ def test_again_is_the_same_and_the_earlier_run_is_kept(made, capsys):
     assert "kept as demo-1" in capsys.readouterr().out and again["run"] == "demo" and again["cases"] == record["cases"]
     assert read_json(folder.with_name("demo-1")/"metrics.json") == record
     assert not demo.fresh_folder(folder.with_name("new"))
+    with alone_in(folder), pytest.raises(InputError, match="in use"): demo.fresh_folder(folder)
+    assert folder.is_dir()
 
 
 def test_own_faces_folder(tmp_path):

@@ -1,6 +1,7 @@
 """Evaluation: fills, metrics and measures on pictures whose faults are known, pairs, intervals, restarts, the command."""
 import json
 import math
+import shutil
 import subprocess
 import sys
 import warnings
@@ -265,6 +266,11 @@ def test_symmetry_of_mirrors_noise_and_flat():
     assert math.isnan(artifacts.symmetry(gt, np.eye(96, dtype=bool) & (np.arange(96) < 9)))
 
 
+def test_depth_profile_without_a_known_pixel_is_the_deepest_class():
+    profile = artifacts.depth_profile(np.zeros((8, 8, 3)), np.ones((8, 8, 3)), np.ones((8, 8), bool))
+    assert profile[-1] == 1 and all(map(math.isnan, profile[:-1]))
+
+
 def test_depth_profile_is_the_error_by_distance():
     for _, _, gt, hole in cases():
         steps = masks_module.hole_depth(~hole)
@@ -523,6 +529,11 @@ def test_which_faces(pictures):
 def test_pairs_by_name(pictures):
     p = pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
     assert [pairs_module.stem(p.faces.ids[i]) for i in p.face_at] == [str(i) for i in range(24)] == [pairs_module.stem(p.bank.names[i]) for i in p.mask_at]
+    for folder, name in (("faces", "anna.{}.png"), ("masks", "anna.{}.png")):
+        (pictures/f"dots/{folder}").mkdir(parents=True)
+        for i, f in enumerate(sorted((pictures/folder).iterdir())[:3]): shutil.copy(f, pictures/f"dots/{folder}"/name.format(i))
+    p = pairs_module.open_pairs(pictures/"dots/faces", pictures/"dots/masks", "white", size=32, by_name=True)
+    assert [p.faces.ids[i] for i in p.face_at] == ["anna.0", "anna.1", "anna.2"] == [pairs_module.stem(p.bank.names[i]) for i in p.mask_at]
     for f in (pictures/"masks").iterdir(): f.rename(f.with_name("m" + f.name))
     with pytest.raises(InputError, match="share a name"): pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", size=32, by_name=True)
 
@@ -615,9 +626,26 @@ def test_other_pairs_are_never_mixed_in(pairs, tmp_path):
     evaluation.evaluate([method("b")], other, tmp_path/"b.json", progress=False)
     with pytest.raises(InputError, match="other pairs"): evaluation.join_records([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"c.json")
     with pytest.raises(InputError, match="same name"): evaluation.evaluate([method(), method()], pairs, tmp_path/"d.json", progress=False)
+    with pytest.raises(InputError, match="other pairs"): evaluation.evaluate([method("another")], other, tmp_path/"a.json", progress=False)
+    (tmp_path/"run.json").write_text('{"finished": true}')
+    with pytest.raises(InputError, match="no record of an evaluation"): evaluation.evaluate([method()], pairs, tmp_path/"run.json", progress=False)
+    with pytest.raises(InputError, match="no record of an evaluation"): evaluation.join_records([tmp_path/"run.json"], tmp_path/"c.json")
+    assert (tmp_path/"run.json").read_text() == '{"finished": true}' and not (tmp_path/"run.md").exists() and not (tmp_path/"c.csv").exists()
     (tmp_path/"e.csv").write_text("face,psnr\nme,3\n")
     with pytest.raises(InputError, match="choose another --out"): evaluation.evaluate([method()], pairs, tmp_path/"e.json", progress=False)
     assert (tmp_path/"e.csv").read_text() == "face,psnr\nme,3\n"
+
+
+def test_a_slip_in_against_is_found_before_anything_is_filled(pairs, tmp_path):
+    seen = []
+    with pytest.raises(InputError, match="no method 'telae'"): evaluation.evaluate([method(seen=seen)], pairs, tmp_path/"a.json", against="telae", progress=False)
+    assert not seen
+
+
+def test_two_networks_of_one_name_are_not_joined(pairs, tmp_path):
+    evaluation.evaluate([method("a", .3)], pairs, tmp_path/"a.json", progress=False)
+    evaluation.evaluate([method("a", .6)], pairs, tmp_path/"b.json", progress=False)
+    with pytest.raises(InputError, match="two methods are called 'a'"): evaluation.join_records([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"ab.json")
 
 
 def test_join_is_the_evaluation_of_both(pairs, tmp_path):
@@ -730,6 +758,9 @@ def test_without_weights_one_line_says_so(no_weights, pairs, tmp_path, monkeypat
     f, why = metrics.open_lpips("alex")
     assert f is None and "LPIPS not measured: alexnet-owt-7be5be79.pth" in why and "\n" not in why and "PCONV_LPIPS" in why
     assert metrics.open_lpips("none") == (None, None)
+    monkeypatch.setenv("PCONV_LPIPS", str(tmp_path/"nowhere.pth"))
+    f, why = metrics.open_lpips("alex")
+    assert f is None and f"PCONV_LPIPS names {tmp_path/'nowhere.pth'}" in why and "\n" not in why
     with pytest.raises(InputError, match="choose from alex"): metrics.open_lpips("resnet")
     f, why = evaluation.open_inception()
     assert f is None and why.startswith("FID and KID not measured")
@@ -808,6 +839,8 @@ def test_fid_and_kid_with_a_stand_in(pairs, tmp_path):
     expect = ((a.mean(0) - b.mean(0))**2).sum() + np.trace(ca + cb) - 2*np.sqrt(np.linalg.eigvals(ca @ cb).astype(complex)).real.sum()
     assert abs(d["mean"]["fid"] - expect) < 1e-3
     assert "over 20 pairs" in evaluation.report(r)
+    other = evaluation.Method("mean", "another", methods[0].fill, sha256="ff"*32)
+    assert set(evaluation.evaluate([other], pairs, tmp_path/"s.json", progress=False)["distances"]) == {"truth"}, "not those of the mean"
 
 
 # The command

@@ -502,9 +502,10 @@ def test_two_in_one_folder(unharmed, tmp_path):
 def test_unfinished_files_are_cleared_away(unharmed, tmp_path):
     "What a killed process was writing has a name that begins with a dot; the next one in the folder removes it, and nothing else."
     shutil.copytree(unharmed[0], tmp_path/"run")
-    for name in (".model-ab12_xyz.safetensors", "strips/.epoch_001-ab12_xyz.png", ".mine"): (tmp_path/"run"/name).touch()
+    mine = [".eslint-settings.json", ".mine", ".my-notebook.md"]
+    for name in (".model-ab120f9d.safetensors", "strips/.epoch_001-ab120f9d.png", *mine): (tmp_path/"run"/name).touch()
     with alone_in(tmp_path/"run"): pass
-    assert [p.name for p in (tmp_path/"run").rglob(".*")] == [".mine"] and len(list((tmp_path/"run"/"strips").iterdir())) == 3
+    assert sorted(p.name for p in (tmp_path/"run").rglob(".*")) == mine and len(list((tmp_path/"run"/"strips").iterdir())) == 3
 
 
 def test_lock(tmp_path):

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from pconv_course.base.core import InputError
+from pconv_course.data import face_dls
 from pconv_course.fast import FastPConvUNet, kernels
 from pconv_course.networks import build_unet
 from pconv_course.lab.clocks import BareTwin
 from pconv_course.learner import (MaskCallback, PConvLearner, check_sizes, fit_log, inpaint_batch, loss_metrics, mask_generator,
     masked_batch, pconv_learner, term_names)
 from pconv_course.metrics import hole_l1_error, psnr, ssim
-from pconv_course.step import DevicePrecision, EncoderBNFreeze, paper_adam
+from pconv_course.step import DevicePrecision, EncoderBNFreeze, paper_adam, Parts
 from pconv_course.losses import random_features
 from pconv_course.objective import PAPER_WEIGHTS, InpaintLoss
 from pconv_course.masks import MaskBank
@@ -501,6 +502,15 @@ class Grads(Callback):
     order = 99
     def __init__(self): self.seen = []
     def before_step(self): self.seen.append(torch.cat([p.grad.flatten() for p in self.model.parameters()]))
+
+
+@pytest.mark.parametrize("exc", [None, CancelFitException, KeyboardInterrupt, RuntimeError])
+def test_parts_give_the_loaders_back_however_a_fit_ends(exc):
+    learn = pconv_learner(face_dls("drawn", SIZE, n=20, bs=8, device="cpu"), BANK, net())
+    loaders = list(learn.dls.loaders)
+    try: fit(learn, cbs=[Parts(2), GradientAccumulation(8)] + ([Raise(exc("stop"))] if exc else []))
+    except (KeyboardInterrupt, RuntimeError): pass
+    assert learn.dls.loaders == loaders
 
 
 def trained(chunk, precision=None, cbs=(), **kwargs):

@@ -531,6 +531,17 @@ def test_a_ratio_narrows_the_range_of_each_kind_in_restore():
     assert all(0.1 < r <= 0.2 for r in by[sparse_mask]) and all(0.4 < r <= 0.55 for r in by[half_mask])
     assert all(0.15 < r <= 0.45 for r in by[central_mask]) and max(by[stroke_mask]) > 0.45
     with pytest.raises(InputError, match="hole ratio"): MaskBank.make(20, 64, kind="restore", ratio=(0.3, 0.5))
+    for apart in ((0.01, 0.1), (0.5, 0.6)):
+        with pytest.raises(InputError) as e: MaskBank.make(20, 64, kind="restore", ratio=apart)
+        assert f"hole ratio {apart} leaves nothing of" in str(e.value) and "\n" not in str(e.value), "the numbers that were given"
+
+
+def test_a_ratio_on_the_edge_of_a_bucket_is_in_the_lower_one():
+    for size in (10, 80, 100, 160):
+        for i, (_, hi) in enumerate(BUCKETS):
+            m = np.ones(size*size, np.uint8)
+            m[:round(hi*size*size)] = 0
+            assert bucket_of(hole_ratio(m.reshape(size, size))) == bucket_of(hole_ratio(m.reshape(1, size, size).astype(np.float32))) == i
 
 
 def test_halves_are_turned_and_flipped_and_stay_halves():

@@ -24,7 +24,7 @@ from pconv_course.training import begin_from
 from pconv_course.weights import load_model
 from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_model, recipe_with, saved_before
 from pconv_course.runs.train import train
-from pconv_course.unet import PConvUNet
+from pconv_course.unet import PConvUNet, crop, pad_to_multiple
 
 NETWORKS = ('partial', 'plain', 'masked', 'gated', 'attention', 'fine')
 NEXT = dict(zip(NETWORKS, ('plain', 'masked', 'gated', 'attention', 'partial', 'partial')))  # another one for each
@@ -235,6 +235,15 @@ def test_masked_is_plain_with_one_more_channel():
 
 
 # Two stages
+
+def test_attention_pads_to_what_it_says():
+    net = build_unet(dict(network='attention', depth=5, width=8)).eval()
+    x, m = torch.rand(1, 3, 40, 44), torch.ones(1, 1, 40, 44)
+    m[..., 8:24, 8:24] = 0
+    assert net.multiple == 8
+    xp, mp = pad_to_multiple(x, m, net.multiple)
+    with torch.no_grad(): assert_close(net(x, m), crop(net.decode(net.encode(xp, mp))[0], 40, 44))
+
 
 def test_attention_is_as_large_as_the_compact_network():
     size = lambda net: sum(p.numel() for p in net.parameters())

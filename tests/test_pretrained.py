@@ -7,11 +7,13 @@ from safetensors.torch import load_file
 
 from pconv_course import weights
 from pconv_course.base.core import InputError, read_json, write_json
+from pconv_course.inpainting import open_model
 from pconv_course.tools import pack
 from pconv_course.tools.pack import blend, pack_weights
 from pconv_course.weights import load_model, load_pretrained, pretrained_info, weights_hash
 from pconv_course.recipe import Phase, Recipe
 from pconv_course.runs.train import train
+from pconv_course.training import begin_from
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,31 @@ def test_two_files_ship_and_their_licence_is_told_once(capsys, monkeypatch):
     assert {s["data"]["name"] for s in stages} == {"drawn"} and all(s["recipe"]["critic"] for s in stages) and not stages[0]["recipe"]["start"]
 
 
+def test_a_folder_of_pictures_does_not_hide_the_weights_of_its_name(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"faces").mkdir()
+    assert weights.packaged_file("faces") == weights.weights_file("faces") == weights.weights_dir()/"faces.safetensors"
+    shutil.copytree(runs[0], tmp_path/"drawn")
+    assert weights.packaged_file("drawn") is None and load_model("drawn")[1]["recipe"]["name"] == "first", "a run does"
+
+
+def test_a_network_alone_is_used_at_the_size_of_its_training():
+    for name, px in (("faces", 256), ("drawn", 128)):
+        net, config = load_pretrained(name, say=None)
+        assert open_model(net)[1] == open_model((net, config))[1] == px
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(InputError, match="device foo cannot be used here") as e: load_model("drawn", "foo")
+    assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match="device foo"): open_model(load_model("drawn")[0], device="foo")
+
+
+def test_a_training_may_begin_with_weights_by_their_name():
+    net, config = load_pretrained("drawn", say=None)
+    assert begin_from(net, "drawn")["sha256"] == pretrained_info("drawn")["sha256"]
+
+
 def test_the_licence_follows_from_the_faces(runs, tmp_path):
     "A run that saw drawn faces only is free; one that saw others isn't, unless its packer says what holds."
     assert pack_weights(runs, tmp_path, "a")["licence"] == pack.DRAWN_LICENCE
@@ -91,5 +118,7 @@ def test_the_licence_follows_from_the_faces(runs, tmp_path):
     other = tmp_path/"other"
     shutil.copytree(runs[0], other)
     write_json(other/"result.json", record | dict(data=record["data"] | dict(name="photos")))
-    assert pack_weights([other], tmp_path, "b")["licence"] == pack.WEIGHTS_LICENCE
+    made = pack_weights([other], tmp_path, "b")["licence"]
+    assert made.startswith("Trained on ") and "FFHQ" not in made and "the rights in these pictures" in made
+    assert pack_weights(["faces", other], tmp_path, "d")["licence"] == pretrained_info("faces")["licence"]
     assert pack_weights([other], tmp_path, "c", licence="mine")["licence"] == "mine"

@@ -98,12 +98,13 @@ const deeds = {
     }
   },
 };
+const inWords = e => /fetch|network error|load failed/i.test(e.message) ? "Something can't be fetched. Is there a connection? Then try again." : e.message;
 function act(deed, ...args) {                                      // one after the other; what goes wrong becomes one line
   queue = queue.then(async () => {
     say("");
     try { await deeds[deed](...args); } catch (e) {
       if (e?.name === "AbortError") say("Stopped. The hole is still there.");
-      else say(/fetch|network error/i.test(e.message) ? "Program or network can't be fetched. Is there a connection? Then try again." : e.message, true);
+      else say(inWords(e), true);
     }
   });
   return queue;
@@ -130,6 +131,7 @@ deeds.take = async (file, example) => {
 const take = (file, example) => { if (!busy) return act("take", file, example); };
 async function portrait(example) {
   const answer = await fetch("portrait.jpg");
+  if (!answer.ok) throw new Error(`the portrait can't be fetched (${answer.status})`);
   return take(new File([await answer.blob()], "portrait.jpg"), example);
 }
 function scribble(w, h) {                                          // first scratches, so that the first click shows something
@@ -159,7 +161,7 @@ function listen() {
   $("split").oninput = () => compare($("split").value/100);
   $("choose").onclick = () => $("file").click();
   $("file").onchange = () => { const f = file($("file").files); if (f) take(f); $("file").value = ""; };
-  $("portrait").onclick = () => portrait(false);
+  $("portrait").onclick = () => portrait(false).catch(e => say(inWords(e), true));
   document.addEventListener("paste", e => { const f = file(e.clipboardData?.files); if (f) e.preventDefault(), take(f); });
   document.addEventListener("dragover", e => { e.preventDefault(), document.body.classList.add("over"); });
   document.addEventListener("dragleave", e => { if (!e.relatedTarget) document.body.classList.remove("over"); });

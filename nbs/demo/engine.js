@@ -28,7 +28,7 @@ export class Engine {
 
   async fill({ data, width, height }, hole, listen = () => {}) {   // listen({windows, total}) or ({note}); the photo itself is not changed
     const image = { data: data.slice(), width, height };
-    return this.#ask({ do: "fill", image, hole }, [image.data.buffer], listen);
+    try { return await this.#ask({ do: "fill", image, hole }, [image.data.buffer], listen); } catch (e) { this.stop(); throw e; }
   }
 
   stop() {                                                         // what runs ends at once; the next fill starts anew, from the cache

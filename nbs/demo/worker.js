@@ -60,7 +60,12 @@ async function net(planes, mask) {                                 // the graphi
     else delete sessions.webgpu, postMessage({ note: "The graphics card fails or computes something else; the processor did it." });
     return right;
   }
-  return run(sessions.webgpu ? "webgpu" : "wasm", planes, mask);
+  if (sessions.webgpu) {
+    const got = await soon(run("webgpu", planes, mask)).catch(() => null);
+    if (got) return got;
+    delete sessions.webgpu, postMessage({ note: "The graphics card was lost; the processor goes on." });
+  }
+  return run("wasm", planes, mask);
 }
 
 const deeds = {

@@ -315,7 +315,8 @@ def alone_in(folder):
     except OSError as e: raise InputError(f'cannot write in {folder}: {e.strerror}; choose a folder you may write to') from e
     try:
         with suppress(OSError): path.write_text(f'{os.getpid()}')
-        for p in path.parent.rglob('.*-????????.*'): p.unlink(missing_ok=True)  # unfinished files of a killed run
+        for p in path.parent.rglob('.*'):
+            if re.search(r'-[0-9a-f]{8}\.\w+$', p.name) and p.is_file(): p.unlink(missing_ok=True)  # half written by `atomic_path` when it was killed
         yield
     finally:
         with suppress(OSError): path.unlink(missing_ok=True)

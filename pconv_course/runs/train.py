@@ -161,7 +161,7 @@ def train(
 # %% ../../nbs/runs/train.ipynb #3cf14e0b
 def opened(at_end, team, recipe, data, out, minutes, resume, valid):
     "The `Run` of a `team`, its folder held until `at_end` if it is there already. Raises `InputError`."
-    if resume and not team.rank and Path(out).expanduser().is_dir(): at_end.enter_context(alone_in(Path(out).expanduser()))
+    if resume and not team.rank and (Path(out).expanduser()/'recipe.json').is_file(): at_end.enter_context(alone_in(Path(out).expanduser()))
     run = open_run(recipe, data, out, minutes, resume, valid)
     run.team, run.held = team, resume
     return run

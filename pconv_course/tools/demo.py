@@ -28,7 +28,7 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 
 # %% ../../nbs/tools/demo.ipynb #2f94d766
-from ..base.core import atomic_path, InputError, provenance, read_json, sha256_of, text_table, write_json
+from ..base.core import alone_in, atomic_path, InputError, provenance, read_json, sha256_of, text_table, write_json
 from ..base.show import HOLE, paint_hole, svg, to_array
 from ..data import DrawnFaces, face_dls
 from ..inpainting import inpaint
@@ -308,7 +308,7 @@ def fresh_folder(out):
     out = Path(os.path.abspath(Path(out).expanduser()))
     if out.is_dir() and not any(out.iterdir()) or not out.exists(): return None
     if not (out/"recipe.json").is_file(): raise InputError(f"{out.name} exists and is not a run of the demo; choose another folder with --out")
-    new = next(p for i in itertools.count(1) if not (p := out.with_name(f"{out.name}-{i}")).exists())
+    with alone_in(out): new = next(p for i in itertools.count(1) if not (p := out.with_name(f"{out.name}-{i}")).exists())
     try: out.rename(new)
     except OSError as e: raise InputError(f"cannot rename the earlier run {out.name} ({e.strerror}); choose another folder with --out") from e
     return new
@@ -326,7 +326,7 @@ def demo(
     **kwargs,  # for `train`: device, num_workers, log_every ...
 ) -> dict:  # what metrics.json holds
     "Train, judge, draw, report; the files are listed in the notebook. Raises `InputError`."
-    recipe = replace(recipe or PRESETS["demo"], seed=seed)
+    out, recipe = Path(out).expanduser(), replace(recipe or PRESETS["demo"], seed=seed)
     gt, began = held_out(recipe, data, n_test), time.monotonic()
     moved, say = fresh_folder(out), (lambda text: None) if progress is False else print
     if moved: say(f"the earlier run was kept as {moved.name}")
@@ -336,9 +336,9 @@ def demo(
     model, _ = load_model(out)
     cases, buckets, seen = judge_demo(model, gt, seed)
     photo, png = judge_portrait(dict(ours=(model, recipe.size), shipped=pretrained or shipped()), say)
-    record = demo_record(Path(out), recipe, result, model, cases, buckets, len(gt))
+    record = demo_record(out, recipe, result, model, cases, buckets, len(gt))
     record |= dict(portrait=photo, restored=bool(first), total_minutes=round((time.monotonic() - began)/60, 2))
-    return write_demo(Path(out), record, case_pictures(gt, seen) | dict(portrait=png, restored=first))
+    return write_demo(out, record, case_pictures(gt, seen) | dict(portrait=png, restored=first))
 
 # %% ../../nbs/tools/demo.ipynb #ec136913
 def demo_record(out, recipe, result, model, cases, buckets, n):

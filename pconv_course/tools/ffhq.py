@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FFHQ_LICENCE', 'Copy', 'COPIES', 'SOURCES', 'VALID', 'MASK_LICENCE', 'choose_copy', 'official_ids', 'check_split',
-           'ffhq', 'hole_colour', 'read_masks', 'irregular_masks']
+           'ffhq', 'white_share', 'hole_colour', 'read_masks', 'irregular_masks']
 
 # %% ../../nbs/tools/ffhq.ipynb #97282fb6
 import csv
@@ -308,13 +308,20 @@ def finish_folder(out, manifest, say):
     return manifest
 
 # %% ../../nbs/tools/ffhq.ipynb #353ad97d
+def white_share(files, k):
+    "Share of white of mask `k`; None if it can't be read, which is said later, when all are."
+    try: return float((files.read(k) > 127).mean())
+    except InputError: return None
+
 def hole_colour(
     files,  # `FaceFiles` of masks
     sample=400,  # so many of them are measured
 ) -> tuple:
     "('white' or 'black', share of white): the colour that covers less. Raises `InputError` when it is too close to call."
     at = np.unique(np.linspace(0, len(files) - 1, min(sample, len(files))).astype(int))
-    white = float(np.mean([(files.read(k) > 127).mean() for k in at]))
+    seen = [share for k in at if (share := white_share(files, k)) is not None]
+    if not seen: raise InputError(f"none of {len(at)} masks in {files.src} can be read; give a folder or zip of mask pictures")
+    white = float(np.mean(seen))
     if .4 < white < .6: raise InputError(f"{white:.0%} of the masks is white, so either colour may be the hole; say which with --hole white or black")
     return ("white" if white < .5 else "black"), white
 
@@ -349,7 +356,9 @@ def irregular_masks(
     "NVIDIA's masks (or any) as one `MaskBank` with computed ratios and buckets. Returns the manifest. Raises `InputError`."
     files, dst, size, rows, found = FaceFiles(src), Path(dst).expanduser(), check_size(size), [], list_pictures(src)
     aside = [dict(source=n, reason=why) for n, why in found.aside.items()]
-    if dst.exists() and any(dst.iterdir()) and not (dst/"masks.npz").exists(): raise InputError(f"{dst} is not empty and not ours; choose a new folder")
+    there = read_json(dst/"manifest.json") if (dst/"manifest.json").is_file() and (dst/"masks.npz").is_file() else {}
+    if dst.exists() and any(dst.iterdir()) and not (isinstance(there, dict) and there.get("size") == size and "quarantine" in there):
+        raise InputError(f"{dst} is not empty and holds no masks of {size} px made here; choose a new folder")
     colour, white = (hole, None) if hole else hole_colour(files)
     bank = MaskBank.from_arrays(read_masks(files, colour, size, rows, aside), names=(r[0] for r in rows), info=dict(kind="read", hole=colour))
     bank.save(dst/"masks.npz")

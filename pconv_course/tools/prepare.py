@@ -11,7 +11,6 @@ import csv
 import errno
 import io
 import os
-import re
 from concurrent.futures import as_completed, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 # %% ../../nbs/tools/prepare.ipynb #7bab0e5f
-from ..base.core import atomic_path, counting, InputError, read_json, sha256_of, write_json
+from ..base.core import alone_in, atomic_path, counting, InputError, read_json, sha256_of, write_json
 from ..base.faces import check_size
 from ..base.pictures import decode, face_ids, list_pictures, naming
 from ..data import FaceFiles, MADE_BY, split_ids
@@ -40,8 +39,6 @@ def claim_folder(dst, settings):
     if old != settings:
         differ = ", ".join(f"{k}={old.get(k)!r}" for k in settings if old.get(k) != settings[k])
         raise InputError(f"{dst} was made with {differ}; repeat that or choose a new folder")
-    for p in dst.rglob(".*"):  # what a kill left half written
-        if re.search(r"-[a-z0-9_]{8}\.\w+$", p.name): p.unlink(missing_ok=True)
 
 # %% ../../nbs/tools/prepare.ipynb #bf14087c
 FACE_COLUMNS = ("id", "source", "source_bytes", "width", "height", "bytes", "sha256")
@@ -165,8 +162,9 @@ def prepare(
     held = set(split_ids(files.ids, valid, seed)[1])
     files, numbers = with_versions(files, held, versions)
     claim_folder(dst, settings)
-    write_rows(dst/"faces.csv.part", (rows := faces_done(dst, files, suffix)).values())
-    todo = {k: numbers[k] for k, i in enumerate(files.ids) if i not in rows}
-    with counting(len(files), len(rows), progress, "preparing", "files") as done:
-        quarantine = prepare_all(files, todo, dst, size, suffix, workers or os.cpu_count() or 1, done)
-    return write_report(dst, settings, faces_done(dst, files, suffix), quarantine, held, str(valid), seed, found)
+    with alone_in(dst):
+        write_rows(dst/"faces.csv.part", (rows := faces_done(dst, files, suffix)).values())
+        todo = {k: numbers[k] for k, i in enumerate(files.ids) if i not in rows}
+        with counting(len(files), len(rows), progress, "preparing", "files") as done:
+            quarantine = prepare_all(files, todo, dst, size, suffix, workers or os.cpu_count() or 1, done)
+        return write_report(dst, settings, faces_done(dst, files, suffix), quarantine, held, str(valid), seed, found)
