@@ -1,10 +1,14 @@
 # make install  the library and its command into .venv, nothing else
-# make demo   train a small inpainter on drawn faces and open runs/demo/report.html     (ARGS="--minutes 2" passes options on)
-# make test   everything that CI checks
+# make demo   train a small inpainter on drawn faces and write runs/demo/report.html    (ARGS="--minutes 2" passes options on)
+# make test   every check but the slow ones and those in a browser
 # make test-all  the same with what takes minutes: a compiler for C++, 3,000 inputs instead of 600
 # make bench  speed and memory beside plain convolutions     (ARGS="--peers DIR" adds other people's networks)
 # make experiments  every table of the experiments, tiny      (ARGS="--scale full --data FOLDER_OR_ZIP")
-# make help   the other targets
+# make test-browser  the drawing widget and the site's demo in a real browser
+# make nbs    run every notebook, store its outputs, export, clean
+# make readme  README.md from nbs/index.ipynb
+# make docs   the site (quarto and npm needed); make demo-site  its live demo alone (npm)
+# make clean  remove what was built
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
@@ -27,7 +31,7 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	PCONV_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 12 --ignore tests/browser tests $(ARGS)
 
-# The drawing widget in a real browser, in voila, JupyterLab and Notebook 7; and the site's live demo, which needs npm. PCONV_SHOTS=FOLDER keeps screenshots.
+# In voila, JupyterLab and Notebook 7; the site's demo needs npm. PCONV_SHOTS=FOLDER keeps screenshots.
 test-browser: .venv/installed-browser
 	@test -n "$$PCONV_CHROMIUM" || command -v chromium chromium-browser google-chrome >/dev/null || \
 	  { echo "no Chromium: apt install chromium, or set PCONV_CHROMIUM to the program"; exit 2; }
@@ -65,7 +69,7 @@ clean:
 	rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

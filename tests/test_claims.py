@@ -55,6 +55,9 @@ def world(folder, sign, width=.01, spread=.05, flipped=()):
     faces = record("comparison", sign, width, flipped=flipped)
     for r in faces["rows"]: r["methods"], r["against"] = dict(faces=r["methods"]["partial"], telea=r["methods"]["telea"]), dict(faces={c: [-v[0], -v[2], -v[1]] for c, v in r["against"]["telea"].items()})
     files["faces_buckets"] = faces | dict(against="telea", methods=dict(faces={}, telea={}))
+    nine = record("comparison", sign, width, flipped=flipped)
+    for r in nine["rows"]: r["methods"], r["against"] = {"MI-GAN": r["methods"]["partial"], "faces": r["methods"]["plain"]}, dict(faces=r["against"]["plain"])
+    files["faces_migan"] = nine | dict(against="MI-GAN", methods={"MI-GAN": {}, "faces": {}})
     d = lambda i: sign*.1*(1 if width < 1 else (-1)**i)
     files["compare"] = dict(rows=[dict(set=s, ours=dict(hole_l1=.3 + d(i)), theirs=dict(hole_l1=.3)) for s in ("gntipt_places2", "migan_ffhq256") for i in range(8)])
     variants = ["paper", *sorted({re.search(r"^(.*)$", v)[1] for v in ("BN not frozen", "no ratio (raw)", "no n_win (v1)", "no style", "no perceptual", "border known", "as published", "no TV")})]
@@ -103,7 +106,7 @@ READS = {  # the beginning of a sentence: the columns that it is about
     "Blobs decrease": "blobs", "Even with minimal": "l1_hole detail", "… and symmetry": "symmetry", "Borders": "seam", "Color matching": "colour", "An eighth of our training leaves": "specks",
     "… and more color mismatch": "colour", "Partial convolutions eff": "seam", "An eighth of our training knows": "l1_hole detail", "Longer": "psnr", "Robust": "psnr", "… beside the best": "psnr",
     "Traditional": "l1_hole", "Gated": "l1_hole", "… at equal work": "l1_hole", "Less error": "l1", "… and where half": "l1_hole",
-    "Plain convolutions": "colour", "… and blur": "detail", "Works at any": "l1_hole"}
+    "Plain convolutions": "colour", "… and blur": "detail", "Works at any": "l1_hole", "… and by LPIPS": "lpips"}
 
 
 @pytest.mark.parametrize("column", sorted({c for v in READS.values() for c in v.split()}))
@@ -119,7 +122,7 @@ def test_each_claim_reads_the_records_it_names(tmp_path):
     "Without any one of its records a claim is not measured, and no other is touched."
     world(tmp_path, 1)
     before = ledger.claims(tmp_path, MEASURED)
-    for name in ("sparse", "central", "half", "comparison", "compare", "ablations", "trials", "faces_buckets", "training", "speed-here", "things", "memory", "specks"):
+    for name in ("sparse", "central", "half", "comparison", "compare", "ablations", "trials", "faces_buckets", "faces_migan", "training", "speed-here", "things", "memory", "specks"):
         text = (tmp_path/f"{name}.json").read_text()
         (tmp_path/f"{name}.json").unlink()
         after = ledger.claims(tmp_path, MEASURED)

@@ -591,6 +591,7 @@ def test_masks_that_cannot_be_used(masks, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_bytes(text)
     code, err, _ = command("masks", str(src), str(tmp_path / "mine"), hole="white")
-    assert code == 2 and len(err) == 1 and "not ours" in err[0]
+    assert code == 2 and len(err) == 1 and "holds no masks of 256 px made here" in err[0]
+    with pytest.raises(InputError, match="of this source"): ffhq.irregular_masks(src, tmp_path / "bank", 64, hole="white", say=lambda s: None)
     assert command("masks", str(tmp_path / "nowhere.zip"), str(tmp_path / "b3"))[0] == 2
     assert len(FaceFiles(src)) == 3 and Path(src).exists()

@@ -120,5 +120,10 @@ def test_the_licence_follows_from_the_faces(runs, tmp_path):
     write_json(other/"result.json", record | dict(data=record["data"] | dict(name="photos")))
     made = pack_weights([other], tmp_path, "b")["licence"]
     assert made.startswith("Trained on ") and "FFHQ" not in made and "the rights in these pictures" in made
-    assert pack_weights(["faces", other], tmp_path, "d")["licence"] == pretrained_info("faces")["licence"]
+    told = {k: pretrained_info(k)["licence"] for k in ("faces", "drawn")}
+    assert pack_weights(["faces", other], tmp_path, "d")["licence"] == f"{told['faces']} {made}" and pack_weights(["drawn", other], tmp_path, "e")["licence"] == made
+    begun = tmp_path/"begun"
+    shutil.copytree(runs[0], begun)
+    write_json(begun/"result.json", record | dict(start=dict(sha256=pretrained_info("faces")["sha256"])))
+    assert pack_weights([begun], tmp_path, "f")["licence"] == told["faces"], "drawn faces, but not from nothing"
     assert pack_weights([other], tmp_path, "c", licence="mine")["licence"] == "mine"

@@ -74,7 +74,7 @@ def cache_home():
 # %% ../../nbs/base/pixels.ipynb #87bf4821
 def cache_path(files, folder=None):
     "Where the cache of these files belongs."
-    place = "" if files.made else f"{sha256_of(str(files.src.resolve()).encode())[:8]}-"
+    place = "" if files.made and not folder else f"{sha256_of(str(files.src.resolve()).encode())[:8]}-"
     folder = Path(folder) if folder else files.src/"cache" if files.made else cache_home()
     return folder/f"faces-{place}{files.size}-{files.fingerprint()}.npy"
 

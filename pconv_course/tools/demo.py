@@ -306,7 +306,7 @@ def report_page(record, pngs, curve_png):
 def fresh_folder(out):
     "Makes `out` free by renaming an earlier run to the first free `out`-1, `out`-2, ...; returns its new path or None. Raises `InputError`."
     out = Path(os.path.abspath(Path(out).expanduser()))
-    if out.is_dir() and not any(out.iterdir()) or not out.exists(): return None
+    if not out.exists() or out.is_dir() and not {p.name for p in out.iterdir()} - {"lock"}: return None
     if not (out/"recipe.json").is_file(): raise InputError(f"{out.name} exists and is not a run of the demo; choose another folder with --out")
     with alone_in(out): new = next(p for i in itertools.count(1) if not (p := out.with_name(f"{out.name}-{i}")).exists())
     try: out.rename(new)
@@ -317,7 +317,7 @@ def fresh_folder(out):
 def demo(
     out="runs/demo",  # folder for everything; an earlier run there is renamed, see `fresh_folder`
     data="drawn",  # 'drawn', or a folder or zip of faces
-    minutes=4.,  # of training, None: as many epochs as the recipe says; drawing and judging take some 20 seconds more
+    minutes=4.,  # of training, None: as many epochs as the recipe says; drawing and judging take about half a minute more
     seed=0,  # of the network, the faces, their order and the masks
     n_test=64,  # held-out faces to judge on, at most
     recipe=None,  # a `Recipe` instead of the preset demo

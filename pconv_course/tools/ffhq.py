@@ -63,7 +63,7 @@ def choose_copy(
     which=None,  # id of another copy there; for 'hf' with the zip's name behind it: 'owner/name/file.zip'
 ) -> Copy:
     "The first copy of `COPIES` that holds faces of `size` px. Raises `InputError`."
-    known = [c for c in COPIES if c.source == source and which in (None, c.id)]
+    known = [c for c in COPIES if c.source == source and which in (None, c.id, f"{c.id}/{c.file}")]
     fit = [c for c in known if c.px >= size]
     if fit: return fit[0]
     if known: raise InputError(f"{source} has no copy of {size} px here, only {', '.join(str(c.px) for c in known)}; take a smaller --size or another --source")
@@ -212,7 +212,7 @@ def arrived(folder):
 
 def check_room(copy, size, out, where, count):
     "Raise `InputError` unless the disks have room for the download, the prepared faces and their cache."
-    at_home = round(count*size**2*(3 + .5))  # the cache, and JPEG at half a byte per pixel
+    at_home = max(0, round(count*size**2*(3 + .5)) - arrived(out))  # the cache, and JPEG at half a byte per pixel, less what is there
     come = max(0, round((copy.gigabytes or 0)*1e9)*(1 + copy.unpacked) - arrived(where)) if copy else 0
     same = existing(where).stat().st_dev == existing(out).stat().st_dev
     if come: check_space(existing(where), come + at_home*same, f"the download of {copy.gigabytes} GB{', unpacked,' if copy.unpacked else ''}")
@@ -357,8 +357,8 @@ def irregular_masks(
     files, dst, size, rows, found = FaceFiles(src), Path(dst).expanduser(), check_size(size), [], list_pictures(src)
     aside = [dict(source=n, reason=why) for n, why in found.aside.items()]
     there = read_json(dst/"manifest.json") if (dst/"manifest.json").is_file() and (dst/"masks.npz").is_file() else {}
-    if dst.exists() and any(dst.iterdir()) and not (isinstance(there, dict) and there.get("size") == size and "quarantine" in there):
-        raise InputError(f"{dst} is not empty and holds no masks of {size} px made here; choose a new folder")
+    if dst.exists() and any(dst.iterdir()) and not (isinstance(there, dict) and there.get("size") == size and there.get("source") in (None, files.src.resolve().name)):
+        raise InputError(f"{dst} is not empty and holds no masks of {size} px made here of this source; choose a new folder")
     colour, white = (hole, None) if hole else hole_colour(files)
     bank = MaskBank.from_arrays(read_masks(files, colour, size, rows, aside), names=(r[0] for r in rows), info=dict(kind="read", hole=colour))
     bank.save(dst/"masks.npz")
@@ -366,7 +366,7 @@ def irregular_masks(
         csv.writer(f).writerows([("file", "hole_ratio", "bucket", "touches_border"), *rows])
     with atomic_path(dst/"LICENCE.txt") as tmp: tmp.write_text(MASK_LICENCE, encoding="utf-8")
     buckets = {"{}-{}".format(*b): sum(r[2] == "{}-{}".format(*b) for r in rows) for b in BUCKETS}
-    manifest = dict(count=len(bank), size=size, hole=colour, white=white, buckets=buckets, outside=sum(not r[2] for r in rows),
+    manifest = dict(count=len(bank), size=size, source=files.src.resolve().name, hole=colour, white=white, buckets=buckets, outside=sum(not r[2] for r in rows),
                     quarantine=aside, no_pictures=len(found.others), sha256=bank.sha256)
     write_json(dst/"manifest.json", manifest)
     say(f"{len(bank):,} masks of {size} px in {dst}, {colour} was the hole; per bucket {', '.join(f'{k}: {n}' for k, n in buckets.items())}"

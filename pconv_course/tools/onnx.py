@@ -237,7 +237,7 @@ def export_onnx(
     hole='black',  # what 0 means in the mask: 'black' 0 = hole, 'white' 0 = known
     impl='fast',  # whose operations: 'fast' or 'readable'
 ) -> dict:  # path, bytes, and the largest difference from torch in grey levels
-    "Write the network with everything around it to one ONNX file. Raises `InputError`, also when the result differs from torch."
+    "Write the network with everything around it to one ONNX file. Raises `InputError`, for fp32 also when the result differs from torch by more than a grey level."
     onnx, _ = need('onnx', 'onnxruntime', extra='onnx')
     whole = shrink_weights(join_graphs(core_graph(model, impl), frame_text(model.multiple, hole)), precision)
     onnx.helper.set_model_props(whole, metadata(model, config, hole, precision, impl))

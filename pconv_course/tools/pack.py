@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 # %% ../../nbs/tools/pack.ipynb #0fb7187d
 from ..base.core import atomic_path, InputError, provenance, read_json, sha256_of, write_json
-from ..weights import load_model, packaged_file
+from ..weights import load_model, packaged_file, pretrained_info, pretrained_names
 
 # %% ../../nbs/tools/pack.ipynb #8a508bd6
 def to_half(
@@ -36,11 +36,16 @@ def blend(a, b, part):
 DRAWN_LICENCE = "Trained on faces drawn by code: under Apache-2.0, like the code."
 
 def licence_of(first, stages):
-    "`DRAWN_LICENCE` for runs that saw drawn faces only, that of packed weights for what began with them, else a line that asks for one."
-    if all(s["data"]["name"] == "drawn" for s in stages): return DRAWN_LICENCE
+    "What a user must know: the licence of weights that the first of the runs is or that a run began with, and which pictures came after; `DRAWN_LICENCE` if all were drawn."
     file = packaged_file(first) or Path(first).expanduser()
-    if file.suffix == ".safetensors" and file.with_suffix(".json").is_file(): return read_json(file.with_suffix(".json"))["licence"]
-    return f"Trained on {', '.join(dict.fromkeys(s['data']['name'] for s in stages))}: the rights in these pictures decide about the weights."
+    packed = [read_json(file.with_suffix(".json"))] if file.suffix == ".safetensors" and file.with_suffix(".json").is_file() else []
+    new = stages[len(packed[0]["stages"]):] if packed else stages
+    begun = {(s.get("start") or {}).get("sha256") for s in new}
+    packed += [i for i in map(pretrained_info, pretrained_names()) if i["sha256"] in begun]
+    lines = list(dict.fromkeys(r["licence"] for r in packed if r["licence"] != DRAWN_LICENCE))
+    seen = list(dict.fromkeys(s["data"]["name"] for s in new if s["data"]["name"] != "drawn"))
+    if seen: lines.append(f"Trained on {', '.join(seen)}: the rights in these pictures decide about the weights.")
+    return " ".join(lines) or DRAWN_LICENCE
 
 # %% ../../nbs/tools/pack.ipynb #7a7aa817
 def run_record(

@@ -102,6 +102,7 @@ def prepare_one(files, item, dst, size, suffix, version=0):
 # %% ../../nbs/tools/prepare.ipynb #bee0b5f2
 def prepare_all(files, todo, dst, size, suffix, workers, done):
     "Prepare the items `todo` {item: version}, note each face in faces.csv.part, call `done()` after each file; returns the quarantine."
+    if any((dst/"faces"/f"{files.ids[k]}{suffix}").exists() for k in todo): (dst/"manifest.json").unlink(missing_ok=True)  # not true until the end
     quarantine, pool = [], ThreadPoolExecutor(max(1, workers))
     try:
         with (dst/"faces.csv.part").open("a", newline="", encoding="utf-8") as f:

@@ -179,7 +179,7 @@ class InpaintWidget(widgets.VBox):
         for name in ("brush", "erase"): traitlets.link((c[name], "value"), (self.canvas, name))
         widgets.jslink((c["split"], "value"), (self.canvas, "split"))
         c["photo"].observe(lambda change: change["new"] and self.do("load", change["new"][0]["content"]), "value")
-        c["live"].observe(lambda _: self.do("preview"), "value")
+        c["live"].observe(lambda _: (self.show(), self.do("preview")), "value")
         self.canvas.on_msg(lambda _, message, buffers: self.do(message.get("do"), *buffers))
         self.load(image), self.show()
 
@@ -234,7 +234,7 @@ def do(self: InpaintWidget,
         if deed in RANDOM: self.add(random_hole(deed, self.hole.shape, self.rng))
         else: getattr(self, deed)(*args)
     except Exception as e: self.say(one_line(e), error=True)
-    if deed != "draw": self.show()
+    if deed not in ("draw", "preview"): self.show()
 
 # %% ../../nbs/tools/widget.ipynb #0d978b76
 @patch
@@ -259,6 +259,7 @@ def photo_from_bytes(
     if source is None: return Image.fromarray(draw_face(3, 256))
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8: raise InputError(f"the array is {source.dtype}; give uint8")
+        if source.shape[2:] not in ((), (2,), (3,), (4,)) or source.ndim < 2: raise InputError(f"an array of shape {source.shape} can't be used; give (H,W) or (H,W,3)")
         source = Image.fromarray(plain_array(source, "the photo"))
     image = source if isinstance(source, Image.Image) else upright(open_image(source))
     if image.mode.startswith(("I", "F")): raise InputError(f"the picture has 16 or more bits per colour ({image.mode}); save it with 8")
