@@ -76,6 +76,7 @@ def trials_cmd(
     out: str = "runs/trials",  # folder of the finished trials; run the same command again to go on after an interruption
     record: str = None,  # JSON file for the record of the plan, such as trials.json; the table alone when absent
     features: str = "random",  # for the perceptual and style terms: vgg16, random, or a state-dict file
+    start: str = None,  # of plan weights: folder of a run, or file, of a partial network of depth 6 and width 32 to go on from
     images: int = None,  # faces that each trial sees, 64 or more; the plan's number when absent
     seeds: int = None,  # trials of each variant, 1 to 100; the plan's number when absent
     only: several("names of variants, separated by ';' or by an option each; all when absent") = None,
@@ -87,7 +88,7 @@ def trials_cmd(
     _check_record(record)
     from pconv_course.lab.plans import run_trials
     from pconv_course.lab.trials import trial_table
-    print(trial_table(run_trials(plan, data, out, record, features, images, seeds, split_words(only, ";") or None)))
+    print(trial_table(run_trials(plan, data, out, record, features, start, images, seeds, split_words(only, ";") or None)))
 
 # %% ../nbs/cli_lab.ipynb #910e71bb
 def experiments_cmd(

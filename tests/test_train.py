@@ -459,6 +459,12 @@ def test_budget_ends_the_run_in_its_last_phase(tmp_path):
     assert more['steps'] > r['steps'] and more['budget_minutes'] > 0.05
 
 
+def test_a_budget_that_was_raised_is_not_forgotten_by_an_interrupt(tmp_path):
+    r = go(TINY, tmp_path/'run', minutes=0.05)
+    with pytest.raises(TrainingInterrupted): go(None, tmp_path/'run', resume=True, minutes=r['minutes'] + 0.05, cbs=[At(r['steps'] + 2, press())])
+    assert go(None, tmp_path/'run', resume=True)['steps'] > r['steps'] + 2
+
+
 @pytest.mark.parametrize('minutes', [0, -1, math.nan, math.inf])
 def test_budgets_that_make_no_sense(tmp_path, minutes):
     with pytest.raises(InputError): go(TINY, tmp_path/'run', minutes=minutes)

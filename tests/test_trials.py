@@ -22,7 +22,7 @@ from pconv_course.training import RunCallback
 from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_learner, recipe_with
 from pconv_course.training import learning_rate
 from pconv_course.evaluation import HeldOut
-from pconv_course.lab.plans import HOLES, PLANS, by_kind, fills, looks, run_trials
+from pconv_course.lab.plans import HOLES, PLANS, by_kind, fills, looks, run_trials, weights_plan
 from pconv_course.lab.trials import (TWISTS, ImageRun, TrialCallback, TrialPlan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key, trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
@@ -240,6 +240,9 @@ def test_summary_by_hand():
 def test_record_comes_back(tmp_path):
     rows = run_plan(PLAN, out=tmp_path/'runs', report=lambda t: None)
     for _ in range(2): record_plan(tmp_path/'t.json', PLAN, rows)
+    before = (tmp_path/'t.json').read_text()
+    with pytest.raises(InputError, match='not among these') as e: record_plan(tmp_path/'t.json', PLAN, rows[:1])
+    assert '\n' not in str(e.value) and (tmp_path/'t.json').read_text() == before
     record_plan(tmp_path/'t.json', replace(PLAN, name='other'), rows[:1])
     record = read_json(tmp_path/'t.json')
     assert list(record['plans']) == ['tiny', 'other'] and str(tmp_path) not in json.dumps(record)
@@ -254,9 +257,18 @@ def test_command(tmp_path):
                                        env={k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'})
     ok = run('steps', '--images', '64', '--out', str(tmp_path/'runs'), '--only', 'lr 1e-3; lr 2e-3', '--seeds', '1', '--record', str(tmp_path/'t.json'))
     assert ok.returncode == 0 and 'lr 2e-3' in ok.stdout and len(read_json(tmp_path/'t.json')['plans']['steps']['runs']) == 2 and ok.stderr == '', ok.stderr
-    for args, word in ((('speed',), 'steps, loss'), (('steps', '--images', '3'), '64'), (('steps', '--only', 'lr 7'), 'no variant')):
+    for args, word in ((('speed',), 'steps, loss'), (('steps', '--images', '3'), '64'), (('steps', '--only', 'lr 7'), 'no variant'), (('steps', '--only', 'lr 1e-3; lr 7'), 'lr 7'), (('weights',), 'give its run as start'), (('steps', '--start', 'runs/a'), 'leave out start')):
         bad = run(*args)
         assert bad.returncode == 2 and word in bad.stderr and bad.stderr.count('\n') == 1
+
+
+def test_a_first_variant_that_diverged_leaves_a_table():
+    "Before its first score, and after it."
+    fine = dict(name='b', seed=0, failed=None, curve=[dict(work=1., images=1, loss=1., hole_l1=.2, psnr=20.)])
+    for curve in ([], fine['curve']):
+        rows = [dict(name='a', seed=0, failed='the loss is nan', curve=curve), fine]
+        assert summary(rows)['b']['mean'] == .2 and 'the loss is nan' in trial_table(rows)
+        show_trials(rows)
 
 
 def test_plans_can_be_made():
@@ -284,7 +296,7 @@ def test_recorded_trials_are_of_todays_plans():
     record = read_json(RESULTS/'trials.json')['plans']
     assert set(record) == set(PLANS)
     for name, d in record.items():
-        plan = PLANS[name]('random')
+        plan = weights_plan('random', d['base']['start']) if name == 'weights' else PLANS[name]('random')
         base = recipe_from(d['base'] | dict(features='none' if d['base']['features'] == 'none' else 'random'))
         assert public_recipe(base) == public_recipe(plan.base) and d['images'] == plan.images and d['twist'] == plan.twist
         plain = lambda recipe: public_recipe(replace(recipe, name='', seed=0, features='none' if recipe.features == 'none' else 'random'))

@@ -7,7 +7,7 @@ __all__ = ['DEVIATIONS', 'MEASURED', 'BASES', 'SUSPECTS', 'washed_out', 'OtherLo
            'bn_shared', 'bn_by_batch', 'loss_tv_everywhere', 'tv_everywhere', 'KnownBorder', 'border_known', 'soft',
            'mask_grey', 'artifacts', 'changes', 'ablation_plan', 'run_ablations', 'eyesores', 'specks_plans',
            'run_specks', 'by_seed', 'differences', 'verdict', 'ablation_summary', 'oriented', 'digits', 'ruler',
-           'show_differences', 'finding', 'show_seeds', 'agreed']
+           'show_differences', 'show_seeds', 'agreed']
 
 # %% ../../nbs/lab/ablations.ipynb #550983e6
 from dataclasses import replace
@@ -264,18 +264,6 @@ def show_differences(runs, keys=MEASURED, ax=None):
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.xaxis.tick_top()
     return ax
-
-# %% ../../nbs/lab/ablations.ipynb #01a370bb
-def finding(runs, key, title=None):
-    "One sentence in Markdown: with which variants `key` is told to be more or less, with the range over the seeds, and for how many it can't be told."
-    table = ablation_summary(runs, [key])
-    first, *names = table
-    n, d = digits(key), {k: table[k][key] for k in names}
-    text = lambda k: f"{k} ({min(d[k]['differences']):+.{n}f} to {max(d[k]['differences']):+.{n}f})"
-    told = lambda word: sorted((k for k in names if d[k]['verdict'] == word), key=lambda k: -abs(d[k]['difference']))
-    said = [f"{word} with {', '.join(map(text, told(word)))}" for word in ('more', 'less') if told(word)]
-    rest = len(names) - len(told('more')) - len(told('less'))
-    return f"**{title or key}** (paper: {table[first][key]['mean']:.{n}f}): {'; '.join([*said, f'not to be told for {rest} of {len(names)}'])}."
 
 # %% ../../nbs/lab/ablations.ipynb #d0c8aa6f
 def show_seeds(runs, key, ax=None):

@@ -292,8 +292,9 @@ def onnx_file(model, engines):
     with tempfile.TemporaryDirectory() as d: yield export_onnx(open_model(model)[0], Path(d)/"net.onnx")["path"]
 
 def bench_record(out, part, state, engines):
-    "Write the finished rows, after those of other engines that `out` has; `part` goes."
-    kept = [r for r in read_json(out)["rows"] if r.get("engine") not in engines] if Path(out).is_file() else []
+    "Write the finished rows, beside those of other engines that `out` has of the same network; `part` goes."
+    old = read_json(out) if Path(out).is_file() else {}
+    kept = [r for r in old.get("rows", []) if r.get("engine") not in engines] if old.get("weights_sha256") == state["config"]["model"] else []
     record = dict(provenance=state["provenance"], weights_sha256=state["config"]["model"], rows=state["rows"] + kept)
     write_json(out, record)
     part.unlink()

@@ -307,7 +307,7 @@ WRITE_UP += [
     Claim("Color matching is less accurate", "case 2", "23_large_central",
           "mismatch: central holes less scribbles", ("central", "sparse"), in_central_more("colour"), 2),
     Claim("Compared to Liu et al.'s PartialConv, our partially trained network shows more artifacts and color mismatches", "case 3", "24_comparison",
-          "the same pairs, both networks", (), unmeasured("their weights are not public; a network of their width and loss has seen less than a hundredth of their pictures here, see lab/plans")),
+          "the same pairs, both networks", (), unmeasured("their weights are not public; a network of their width and loss has seen less than a hundredth of the 1.82 million pictures of the original project here, see lab/plans; the paper gives days")),
     Claim("… compared to GntIpt (contextual attention, 2018)", "case 3", "24_comparison",
           "the same pairs, both networks", (), unmeasured("no network of it was trained as long as theirs")),
     Claim("From as many pictures, two stages with contextual attention are nearer to the truth than partial convolutions", "asked here", "24_comparison",

@@ -21,7 +21,6 @@ from ..masks import MaskBank
 from ..metrics import hole_l1_error, open_lpips
 from ..objective import PAPER_WEIGHTS, PIXEL_WEIGHTS, term_gradients
 from ..recipe import Phase, Recipe, recipe_with
-from ..weights import weights_dir
 
 # %% ../../nbs/lab/plans.ipynb #d1fa76ce
 def two_phases(lr):
@@ -70,9 +69,9 @@ def loss_plan(features='random'):
 
 # %% ../../nbs/lab/plans.ipynb #411eaf30
 def weights_plan(features='random', start=None):
-    "How heavy may the features be? A few steps at 256 px from a partial network of depth 6 and width 32, the file or run `start`; the record's is `faces` as it was on 2026-11-23."
+    "How heavy may the features be? A few steps at 256 px from a partial network of depth 6 and width 32, the file or run `start`; the record's was `faces` as of 2026-11-23."
     base = Recipe(name='base', size=256, valid='800-898', depth=6, width=32, bs=8, n_masks=2000, precision='bf16', features=features, features_reduce=2, weights=WEIGHTS_HERE,
-                  phases=(Phase(2e-4),), warmup=20, ema=.95, start=str(start or weights_dir()/'faces.safetensors'))
+                  phases=(Phase(2e-4),), warmup=20, ema=.95, start=start and str(start))
     heavy = {f'perceptual {p}, style {w}': dict(PIXEL_WEIGHTS, perceptual=p, style_out=float(w), style_comp=float(w)) for p, w in ((.02, 1), (.05, 3), (.05, 12))}
     return TrialPlan('weights', base, 800, tuple(Variant(k, dict(weights=v)) for k, v in {'pixel terms': PIXEL_WEIGHTS, **heavy}.items()), points=2)
 
@@ -150,6 +149,7 @@ def run_trials(
     out='runs/trials',  # folder of the finished trials
     record=None,  # JSON file for the record of the plan; None: none is written
     features='random',  # for the perceptual and style terms, as `open_features` takes them
+    start=None,  # of plan 'weights': run or file whose network the trials go on from
     images=None,  # that each trial sees, instead of the plan's number
     seeds=None,  # trials of each variant, instead of the plan's number
     only=None,  # names of variants; None: all
@@ -157,7 +157,9 @@ def run_trials(
 ) -> list:  # what `run_plan` returns
     "Run a plan of `PLANS` by its name, and record it. Raises `InputError`."
     if plan not in PLANS: raise InputError(f"unknown plan {plan!r}; choose from: {', '.join(PLANS)}")
-    chosen = PLANS[plan](features)
+    if plan == 'weights' and not start: raise InputError("plan 'weights' goes on from a partial network of depth 6 and width 32; give its run as start")
+    if plan != 'weights' and start: raise InputError(f"plan {plan!r} begins from nothing; leave out start")
+    chosen = weights_plan(features, start) if start else PLANS[plan](features)
     chosen = replace(chosen, images=images) if images else chosen
     rows = run_plan(chosen, data, out, seeds, only, report, scores=SCORES.get(plan), often=OFTEN.get(plan))
     if record: record_plan(record, chosen, rows, data)

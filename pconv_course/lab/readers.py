@@ -87,7 +87,7 @@ def of_two(
     readers,  # two CSV files
 ) -> dict:
     "The rows of each reader's file, as dicts, by its name. Raises `InputError` unless there are two."
-    found = {Path(r).name: list(csv.DictReader(Path(r).read_text(encoding="utf-8").splitlines())) for r in readers}
+    found = {Path(r).name: list(csv.DictReader(Path(r).read_text(encoding="utf-8-sig").splitlines())) for r in readers}
     if len(found) != 2: raise InputError(f"{len(found)} readers; give the files of two, with different names, so that they can be compared")
     return found
 

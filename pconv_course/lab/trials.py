@@ -69,8 +69,9 @@ class TrialPlan:
 # %% ../../nbs/lab/trials.ipynb #3f566f2a
 def jobs(plan, seeds=None, only=None):
     "(variant, seed, recipe, twist, images) of every run of `plan`, all variants with the first seed before any with the second."
+    names = [v.name for v in plan.variants]
+    if unknown := [k for k in only or () if k not in names]: raise InputError(f"no variant of {plan.name!r} is called {', '.join(unknown)}; there are {', '.join(names)}")
     wanted = [v for v in plan.variants if not only or v.name in only]
-    if not wanted: raise InputError(f"no variant of {plan.name!r} is called {', '.join(only)}; there are {', '.join(v.name for v in plan.variants)}")
     for seed in range(max(seeds or v.seeds for v in wanted)):
         for v in wanted:
             if seed < (seeds or v.seeds):
@@ -126,7 +127,11 @@ def look(self: TrialCallback):
     "A point of the curve; the last one ends the trial."
     now, job = time.process_time(), self.job
     spent = dict(images=job.position.images, work=float(f"{self.work/1e9:.6g}"), cpu_seconds=round(now - self.began, 1))
-    with averaged(job, get_model(self.model)) as net: self.curve.append(spent | self.held.score(net) | (self.more(net, self.held) if self.more else {}))
+    with averaged(job, get_model(self.model)) as net:
+        point = spent | self.held.score(net)
+        if not math.isfinite(point['loss']): job.failed = f"the held-out loss is {point['loss']} after {job.position.images} images"
+        if job.failed: raise CancelFitException
+        self.curve.append(point | (self.more(net, self.held) if self.more else {}))
     self.began += time.process_time() - now
     if len(self.curve) == len(self.marks): raise CancelFitException
 
@@ -318,6 +323,7 @@ def run_plan(
             shutil.rmtree(keep, ignore_errors=True)
             report(f"{plan.name}, {v.name}, seed {seed}: {trial_text(read_json(path))}")
         rows.append(dict(name=v.name, seed=seed, change=change_of(plan.base, recipe), twist=v.twist) | read_json(path))
+    if len({r['data']['sha256'] for r in rows if r['seed'] == rows[0]['seed']}) > 1: report(f"{plan.name}: its trials saw different faces of the name {Path(data).name}; choose another --out to compare them on the same")
     return rows
 
 # %% ../../nbs/lab/trials.ipynb #9fd1ff3a
@@ -344,7 +350,8 @@ def work_until(curve, level, key='hole_l1', unit='work'):
 def summary(rows, key='hole_l1'):
     "{name: dict} of the variants in `rows`, in their order: seeds, mean and spread (largest minus smallest) of `key` at the end, means of the rest."
     table = {}
-    level = np.mean([r['curve'][-1][key] for r in rows if r['name'] == rows[0]['name']])
+    first = [r['curve'][-1][key] for r in rows if r['name'] == rows[0]['name'] and not r['failed']]
+    level = float(np.mean(first)) if first else -math.inf  # a first one that failed is never reached
     for name in dict.fromkeys(r['name'] for r in rows):
         own = [r for r in rows if r['name'] == name]
         failed = next((r['failed'] for r in own if r['failed']), None)
@@ -361,7 +368,7 @@ def summary(rows, key='hole_l1'):
 def trial_table(rows, key='hole_l1'):
     "The summary as a Markdown table, best first; work is relative to that of the first variant in `rows`."
     s = summary(rows, key)
-    unit, lines = s[rows[0]['name']]['work'], [['variant', 'seeds', f'{key}, held out', 'spread', 'loss', 'PSNR, dB', 'work', 'work to the first one\'s end']]
+    unit, lines = s[rows[0]['name']].get('work', math.nan), [['variant', 'seeds', f'{key}, held out', 'spread', 'loss', 'PSNR, dB', 'work', 'work to the first one\'s end']]
     for name, t in sorted(s.items(), key=lambda o: o[1].get('mean', math.inf)):
         if t['failed']: lines.append([name, t['seeds'], t['failed'], '', '', '', '', '']); continue
         until = 'not reached' if t['until'] is None else f"{t['until']/unit:.2f}"
@@ -373,9 +380,9 @@ def show_trials(rows, names=None, key='hole_l1', ax=None, label='held-out hole-L
     "Axes with the curves of the variants in `rows` against work, one colour each, one line per seed, and the first one's end as a level."
     ax = ax or plt.subplots(figsize=(6, 2.8))[1]
     names = names or list(dict.fromkeys(r['name'] for r in rows))
-    ends = [r['curve'][-1][key] for r in rows if r['name'] == rows[0]['name']]
-    ax.axhline(np.mean(ends), color='0.6', lw=1, ls='--')
-    scale, unit = (1e3, 'TFLOP') if max(p['work'] for r in rows for p in r['curve']) > 2e3 else (1, 'GFLOP')
+    ends = [r['curve'][-1][key] for r in rows if r['name'] == rows[0]['name'] and not r['failed']]
+    if ends: ax.axhline(np.mean(ends), color='0.6', lw=1, ls='--')
+    scale, unit = (1e3, 'TFLOP') if max((p['work'] for r in rows for p in r['curve']), default=0) > 2e3 else (1, 'GFLOP')
     for i, name in enumerate(names):
         own = [r for r in rows if r['name'] == name and not r['failed']]
         for j, r in enumerate(own):
@@ -394,6 +401,8 @@ def record_plan(
 ):
     "Write a plan and its trials into a record of several plans. Raises `InputError`."
     record = read_json(path) if Path(path).exists() else dict(what=what, plans={})
+    there, here = ({(r['name'], r['seed']) for r in o} for o in (record['plans'].get(plan.name, {}).get('runs', []), rows))
+    if lost := sorted(there - here): raise InputError(f"{path} has {len(lost)} trials of plan {plan.name!r} that are not among these ({lost[0][0]}, seed {lost[0][1]}, ...); give another record, or run the whole plan")
     sources = {r['data']['sha256']: r['data'] for r in rows}
     runs = [{k: v for k, v in r.items() if k != 'data'} | dict(data=r['data']['sha256'][:12]) for r in rows]
     record['plans'][plan.name] = dict(provenance=provenance(), data=dict(name=Path(data).name, sets=list(sources.values())), base=public_recipe(plan.base),

@@ -138,7 +138,7 @@ def guarded(f):
 # %% ../../nbs/runs/run.ipynb #b26d4fe7
 def last_saved(run):
     "A clause about the checkpoint that a stopped run can go on from."
-    return f'the checkpoint at {run.saved} is intact' if run.saved else 'nothing was saved yet'
+    return f'the checkpoint at {run.saved} is intact' if run.saved else 'the last checkpoint is intact' if run.team.rank else 'nothing was saved yet'
 
 # %% ../../nbs/runs/run.ipynb #a61ba3bc
 ELSEWHERE = 'another process of this run met nan or infinity and says so'

@@ -66,7 +66,8 @@ def continued_run(recipe, data, out, minutes):
         raise InputError(f"the run in {out} was started with another recipe ({'; '.join(diff)}); resume it unchanged, or start a new run")
     if remark: print(remark, file=sys.stderr)
     run = Run(out, saved, minutes or (state and state['minutes']), data, state)
-    run.done = minutes is None and (out/'result.json').exists() and read_json(out/'result.json')['finished']
+    last = read_json(out/'result.json') if (out/'result.json').exists() else {}  # of a budget that was raised since, perhaps
+    run.done = minutes is None and bool(last.get('finished')) and last.get('budget_minutes') == run.minutes
     return run
 
 # %% ../../nbs/runs/train.ipynb #63b50458
