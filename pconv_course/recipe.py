@@ -131,8 +131,7 @@ def complaints(r):
     "What is wrong with the recipe `r`: one line per problem, best first."
     for k, low in WHOLE.items():
         if not is_whole(v := getattr(r, k), low): yield f"{k}={v!r}: give a whole number of {low} or more"
-    for k, words in CHOICES.items():
-        if (v := getattr(r, k)) not in words: yield f"{k}={v!r}: give one of {', '.join(map(str, words))}"
+    yield from (f"{k}={getattr(r, k)!r}: give one of {', '.join(map(str, words))}" for k, words in CHOICES.items() if getattr(r, k) not in words)
     for i, p in enumerate(r.phases, 1):
         for k in ('lr', 'share'):
             if not is_positive(v := getattr(p, k)): yield f"phase {i} has {k}={v!r}: give a number above 0"

@@ -44,6 +44,7 @@ def no_weights(
     "What to raise when nothing is there."
     return InputError(f"{path}: no such file; give the folder of a run, its model.safetensors, or the name of weights in the package: {', '.join(pretrained_names())}")
 
+# %% ../nbs/09_weights.ipynb #c2a97eb1
 def weights_file(
     path,  # a run's folder, its model.safetensors, or the name of weights in the package
 ) -> Path:

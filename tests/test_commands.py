@@ -187,8 +187,8 @@ def test_commands_return_nothing(monkeypatch):
     assert pconv("demo", out="x") is None
     monkeypatch.setattr("pconv_course.lab.plans.run_trials", lambda *a: a)
     monkeypatch.setattr("pconv_course.lab.trials.trial_table", seen.append)
-    assert pconv("lab trials", "loss", "faces", "runs", "t.json", "vgg16", 128, 2, "a; b") is None
-    assert seen == [("loss", "faces", "runs", "t.json", "vgg16", 128, 2, ["a", "b"])]
+    assert pconv("lab trials", "loss", "faces", "runs", "t.json", "vgg16", None, 128, 2, "a; b") is None
+    assert seen == [("loss", "faces", "runs", "t.json", "vgg16", None, 128, 2, ["a", "b"])]
 
 
 @pytest.fixture

@@ -192,8 +192,9 @@ WRONG = {
     },
     "16_recipe": {
         "check_hours": [("total_epochs(recipe)", "recipe.phases[0].epochs"),                 # the first phase alone
-                        ("max(n//recipe.bs, recipe.min_steps)", "n//recipe.bs"),             # a small folder shown once
-                        ("max(n//recipe.bs, recipe.min_steps)", "max(n/recipe.bs, recipe.min_steps)"),  # a part of a batch counted
+                        ("-(-recipe.min_steps//batches)", "1"),                              # a small folder shown once
+                        ("passes*batches", "max(batches, recipe.min_steps)"),                # a pass that is cut off
+                        ("n//recipe.bs", "n/recipe.bs"),                                     # a part of a batch counted
                         ("*recipe.bs", "")],                                                 # batches taken for images
         "check_cost": [("uses_features(recipe) and phase.features", "uses_features(recipe)"),  # the phase not looked at
                        ("uses_features(recipe) and phase.features", "phase.features"),       # features that no term compares
@@ -261,9 +262,11 @@ WRONG = {
                          ("share >= 0.5", "share == 1"),                                    # known only if all is
                          ("np.where(k > 0, a, 0)", "a*k")],                                 # NaN times 0 taken for 0
         "check_side": [("-(-4*thick//size)", "4*thick//size"),                              # a window that is too small
-                       ("min(wanted, max(shape))", "wanted"),                               # a window larger than the photo
+                       ("wanted if wanted < longest else ", ""),                            # the whole photo always
+                       ("max(fits*-(-longest//fits), size)", "wanted"),                     # a window larger than the photo
+                       ("fits*-(-longest//fits)", "longest"),                               # squares that don't come out even
                        ("max(shape)", "min(shape)"),                                        # a window that the shorter side fills
-                       ("max(size, min(wanted, max(shape)))", "min(wanted, max(shape))")],  # a small photo enlarged
+                       ("max(fits*-(-longest//fits), size)", "fits*-(-longest//fits)")],    # a small photo enlarged
     },
     "21_inpainting": {
         "check_mend": [('"white"', '"black"'),                                              # the polarity the other way round

@@ -24,6 +24,7 @@ from pconv_course.base.core import InputError, read_json
 from pconv_course.networks import build_unet
 from pconv_course.base.photos import colour_mask
 from pconv_course.inpainting import inpaint
+from pconv_course.weights import load_model, weights_hash
 from pconv_course.windows import Window, plan_windows, repair
 from pconv_course.base.pictures import MaskWarning
 from pconv_course.masks import stroke_mask
@@ -523,7 +524,7 @@ def test_bench_goes_on_where_it_was_stopped(folder, tiny, monkeypatch):
     monkeypatch.setattr(clocks, "bench_case", case)
     monkeypatch.setattr(clocks, "onnx_file", lambda model, engines: contextlib.nullcontext("net.onnx"))
     out, how = folder/"speed.json", dict(sizes=(256, 512, 8000), holes=(0.05,))
-    out.write_text(json.dumps(dict(rows=[dict(engine="other", px=1), dict(engine="torch", px=2)])))
+    out.write_text(json.dumps(dict(weights_sha256=weights_hash(load_model(folder/"run")[0]), rows=[dict(engine="other", px=1), dict(engine="torch", px=2)])))
     stop = "onnxruntime"
     with pytest.raises(KeyboardInterrupt): clocks.bench_inpaint(out, folder/"run", **how)
     assert [c[:2] for c in called] == [("torch", 256), ("torch", 512), ("torch", 8000), ("onnxruntime", 256)] and len(read_json(out)["rows"]) == 2
@@ -537,6 +538,8 @@ def test_bench_goes_on_where_it_was_stopped(folder, tiny, monkeypatch):
     Path(f"{out}.part").write_text(json.dumps(dict(config=dict(model="another"), rows=rows)))
     clocks.bench_inpaint(out, folder/"run", **how)
     assert len(called) == 13
+    out.write_text(json.dumps(dict(weights_sha256="another", rows=[dict(engine="other", px=1)])))
+    assert {r["engine"] for r in clocks.bench_inpaint(out, folder/"run", engines=("torch",), **how)["rows"]} == {"torch"}, "no rows of other weights"
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
     (dict(size=0), 'size'), (dict(size=-64), 'size'), (dict(size=64.5), 'size'), (dict(size='64'), 'size'), (dict(bs=0), 'bs'), (dict(depth=1), 'depth'),
     (dict(depth=12), 'halved'), (dict(width=0), 'width'), (dict(seed=-1), 'seed'), (dict(warmup=-1), 'warmup'), (dict(n_masks=0), 'n_masks'),
     (dict(phases=()), 'phase'), (dict(phases=[dict(lr=-1e-3)]), 'lr'), (dict(phases=[dict(lr=math.nan)]), 'lr'), (dict(phases=[dict(lr=1e-3, epochs=0)]), 'epochs'),
-    (dict(phases=[dict(lr=1e-3, share=0)]), 'share'), (dict(phases=[dict(rate=1)]), 'type'), (dict(phases=3), 'type'), (dict(hole_ratio=(0.6, 0.1)), 'hole_ratio'),
+    (dict(phases=[dict(lr=1e-3, share=0)]), 'share'), (dict(phases=[dict(rate=1)]), "no 'rate'"), (dict(phases=3), 'type'), (dict(hole_ratio=(0.6, 0.1)), 'hole_ratio'),
     (dict(hole_ratio=(0, 2)), 'hole_ratio'), (dict(hole_ratio=None), 'type'), (dict(weights=dict(hole=-1)), 'hole'), (dict(weights=dict(holes=1)), 'holes'),
     (dict(weights=dict(hole=0)), 'no loss term'), (dict(weights=PAPER_WEIGHTS), "features='none'"), (dict(per='pixel'), 'per'), (dict(formula='v3'), 'formula'),
     (dict(precision='fp8'), 'precision'), (dict(impl='slow'), 'impl'), (dict(channels_last=None), 'channels_last'), (dict(ema=1.), 'ema'),

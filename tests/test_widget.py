@@ -301,7 +301,10 @@ def test_the_command_hands_photo_and_model_over(tmp_path, monkeypatch):
     assert seen[1][-1]["PCONV_MODEL"] == "drawn"  # weights of the package go by their name
     (tmp_path/"drawn").mkdir()
     pconv("app", model="drawn", no_browser=True)
-    assert seen[2][-1]["PCONV_MODEL"] == str(tmp_path/"drawn")  # unless a folder is called so
+    assert seen[2][-1]["PCONV_MODEL"] == "drawn"
+    (tmp_path/"drawn"/"model.safetensors").touch()
+    pconv("app", model="drawn", no_browser=True)
+    assert seen[3][-1]["PCONV_MODEL"] == str(tmp_path/"drawn")  # unless a run is called so
 
 
 def serve_with(folder, voila):

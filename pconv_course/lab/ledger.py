@@ -320,8 +320,7 @@ WRITE_UP += [
           "its authors' six scenes: our error less theirs", (), unmeasured("six removals: the only true picture has in it what was to be removed")),
     Claim("Nine faces finished by a fully trained MI-GAN are nearer to their truth than ours", "asked here", "24_comparison",
           "nine faces of MI-GAN's authors: our error less theirs", ("compare",), theirs_better("migan_ffhq256")),
-    Claim("… and by LPIPS, which sees texture", "asked here", "24_comparison",
-          "the same nine: our LPIPS less theirs", ("faces_migan",), has_less("lpips", "MI-GAN", ["faces"]))]
+    Claim("… and by LPIPS, which sees texture", "asked here", "24_comparison", "the same nine: our LPIPS less theirs", ("faces_migan",), has_less("lpips", "MI-GAN", ["faces"]))]
 
 # %% ../../nbs/lab/ledger.ipynb #b51122b1
 WRITE_UP += [

@@ -307,8 +307,7 @@ def run_plan(
     only=None,  # names of variants; None: all
     report=print,  # called with a line of text per trial
     twists=None,  # further twists by name, as in `trial`
-    scores=None,  # what else to measure at the end, and
-    often=None,  # at every point, as in `trial`
+    scores=None, often=None,  # what else to measure at the end, and at every point, as in `trial`
 ) -> list:  # one dict per trial
     "Run what of a plan has not been run yet. A trial that was stopped goes on from at most five minutes before. Raises `InputError`."
     rows, faces, yardstick, base = [], {}, recipe_loss(plan.base), entries(plan.base)

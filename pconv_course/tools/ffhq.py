@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FFHQ_LICENCE', 'Copy', 'COPIES', 'SOURCES', 'VALID', 'MASK_LICENCE', 'choose_copy', 'official_ids', 'check_split',
-           'ffhq', 'white_share', 'hole_colour', 'read_masks', 'irregular_masks']
+           'ffhq', 'white_share', 'hole_colour', 'read_masks', 'refuse_others', 'irregular_masks']
 
 # %% ../../nbs/tools/ffhq.ipynb #97282fb6
 import csv
@@ -345,6 +345,12 @@ def read_masks(files, hole, size, rows, aside):
         rows.append((name, round(r, 5), "{}-{}".format(*BUCKETS[k]) if k >= 0 else "", int(touches_border(m))))
         yield m
 
+def refuse_others(dst, size, source):
+    "Raise `InputError` unless `dst` is new, or holds masks of that size and source that `irregular_masks` made."
+    there = read_json(dst/"manifest.json") if (dst/"manifest.json").is_file() and (dst/"masks.npz").is_file() else {}
+    if dst.exists() and any(dst.iterdir()) and not (isinstance(there, dict) and there.get("size") == size and there.get("source") in (None, source)):
+        raise InputError(f"{dst} is not empty and holds no masks of {size} px made here of this source; choose a new folder")
+
 # %% ../../nbs/tools/ffhq.ipynb #ce3c349b
 def irregular_masks(
     src,  # zip or folder of masks
@@ -356,9 +362,7 @@ def irregular_masks(
     "NVIDIA's masks (or any) as one `MaskBank` with computed ratios and buckets. Returns the manifest. Raises `InputError`."
     files, dst, size, rows, found = FaceFiles(src), Path(dst).expanduser(), check_size(size), [], list_pictures(src)
     aside = [dict(source=n, reason=why) for n, why in found.aside.items()]
-    there = read_json(dst/"manifest.json") if (dst/"manifest.json").is_file() and (dst/"masks.npz").is_file() else {}
-    if dst.exists() and any(dst.iterdir()) and not (isinstance(there, dict) and there.get("size") == size and there.get("source") in (None, files.src.resolve().name)):
-        raise InputError(f"{dst} is not empty and holds no masks of {size} px made here of this source; choose a new folder")
+    refuse_others(dst, size, files.src.resolve().name)
     colour, white = (hole, None) if hole else hole_colour(files)
     bank = MaskBank.from_arrays(read_masks(files, colour, size, rows, aside), names=(r[0] for r in rows), info=dict(kind="read", hole=colour))
     bank.save(dst/"masks.npz")

@@ -160,8 +160,7 @@ def prepare(
     if suffix not in (".jpg", ".png"): raise InputError(f"suffix {suffix!r} is not possible; give '.jpg' or '.png'")
     found, files, settings = list_pictures(src), FaceFiles(src, ids=ids), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name, **({} if versions == 1 else dict(versions=versions)))
     if src.resolve() in [dst.resolve(), *dst.resolve().parents]: raise InputError(f"{dst} lies inside {src}; choose a folder outside")
-    held = set(split_ids(files.ids, valid, seed)[1])
-    files, numbers = with_versions(files, held, versions)
+    files, numbers = with_versions(files, held := set(split_ids(files.ids, valid, seed)[1]), versions)
     claim_folder(dst, settings)
     with alone_in(dst):
         write_rows(dst/"faces.csv.part", (rows := faces_done(dst, files, suffix)).values())
