@@ -13,6 +13,7 @@ import inspect
 import os
 import re
 import sys
+import tempfile
 import textwrap
 from difflib import get_close_matches
 
@@ -185,7 +186,7 @@ def _train(preset, data, out, minutes, resume, device, changes, workers, tensorb
 
 # %% ../nbs/cli.ipynb #4d902561
 def evaluate_cmd(
-    model: several("run folders or model.safetensors files, PATH or NAME=PATH, or names of weights in the package") = None,
+    model: several("run folders or model.safetensors files, PATH or NAME=PATH, names of weights in the package, or checkpoints (.pth, .pt, .ckpt) of naoto0804's or MMagic's PConv") = None,
     baseline: several("fills without a network: telea ns biharmonic patchmatch mean average truth") = None,
     outputs: several("folders or zips of finished pictures, PATH or NAME=PATH") = None,
     faces: str = "drawn",  # folder or zip of faces; or 'drawn': faces drawn by code
@@ -223,14 +224,24 @@ def default_size(networks, faces):
     return next((s for s in sizes if s), 64 if faces == "drawn" else 256)
 
 # %% ../nbs/cli.ipynb #c36616eb
+def _network(path, name, device):
+    "The `Method` of a network; a checkpoint of somebody else is converted first."
+    from pconv_course.evaluation import network
+    if not path.endswith((".pth", ".pt", ".ckpt")): return network(path, name, device)
+    from pconv_course.tools.convert import convert
+    stem = os.path.splitext(os.path.basename(path))[0]
+    with tempfile.TemporaryDirectory() as folder:
+        convert(path, os.path.join(folder, stem))
+        return network(os.path.join(folder, stem), name or stem, device)
+
 def _evaluate(models, names, folders, files, out, against, seed, lpips, fid, device, where):
     "What `pconv evaluate` does, with its options sorted."
     if not (models or names or folders or files): raise UsageError("nothing to evaluate; give --model, --baseline, --outputs or --join")
-    from pconv_course.evaluation import baseline, evaluate, join_records, named, network, open_inception, outputs, report
+    from pconv_course.evaluation import baseline, evaluate, join_records, named, open_inception, outputs, report
     from pconv_course.metrics import open_lpips
     from pconv_course.pairs import open_pairs
     if files: return print(report(join_records(files, out, against, seed)), end="")
-    networks = [network(path, name, device) for name, path in map(named, models)]
+    networks = [_network(path, name, device) for name, path in map(named, models)]
     pairs = open_pairs(**where | dict(size=where["size"] or default_size(networks, where["faces"]), seed=seed))
     methods = [baseline(k, pairs) for k in names] + [outputs(path, pairs, name) for name, path in map(named, folders)] + networks
     (far, no_lpips), (inception, no_fid) = open_lpips(lpips), open_inception() if fid else (None, None)

@@ -235,6 +235,22 @@ def test_convert_makes_a_folder_like_a_run_s(layout, file, tmp_path):
     assert set(load_file(tmp_path/'new'/'out'/'model.safetensors')) == set(net.state_dict())
 
 
+def test_one_command_compares_a_checkpoint_on_the_same_pairs(layout, file, tmp_path, monkeypatch, capsys):
+    "`pconv evaluate --model x.pth`: as the converted folder, and no folder stays behind."
+    import tempfile
+    from pconv_course import cli
+    (tmp_path/'tmp').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path/'tmp'))
+    convert(file, tmp_path/'folder')
+    cli.main(['evaluate', '--model', f'theirs={file}', f'ours={tmp_path/"folder"}', '--size', '32', '--limit', '4', '--lpips', 'none', '--out', str(tmp_path/'scores.json')])
+    record = json.loads((tmp_path/'scores.json').read_text())
+    assert record['methods']['theirs']['sha256'] == record['methods']['ours']['sha256'] and record['methods']['theirs']['config']['source']['name'] == file.name
+    assert record['rows'][0]['methods']['theirs'] == record['rows'][0]['methods']['ours']
+    assert not list((tmp_path/'tmp').glob('*/*.safetensors')) and not list((tmp_path/'tmp').glob('*/theirs'))
+    with pytest.raises(SystemExit) as e: cli.main(['evaluate', '--model', str(tmp_path/'none.pth'), '--out', str(tmp_path/'x.json')])
+    assert e.value.code == 2 and 'none.pth' in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_wrappers_are_peeled_off(layout, tmp_path):
     state = stir(TheirNet(layout)).state_dict()
     bare = {k.removeprefix('generator.'): v for k, v in state.items()}
