@@ -322,6 +322,29 @@ def test_tune_the_weights_of_the_package_to_faces_of_ones_own(tmp_path, capsys):
     assert config["model"] == load_model("faces")[1]["model"] and config["recipe"]["critic"] and config["recipe"]["name"] == "tune" and config["position"]["step"] > 0
 
 
+def test_the_chain_for_a_rented_gpu_in_small(tmp_path, capsys):
+    "The lines of the notebook train: from coarse to fine with a critic, the recipe of the last stage that ships from a file, packed, and it fills."
+    from PIL import Image
+    from pconv_course.base.core import write_json
+    from pconv_course.base.faces import draw_face
+    from pconv_course.learner import inpaint_batch
+    from pconv_course.weights import load_model, pretrained_info
+    (tmp_path/"faces").mkdir()
+    for i in range(8): Image.fromarray(draw_face((5, i), 64)).save(tmp_path/"faces"/f"{i}.png")
+    write_json(tmp_path/"polish.json", pretrained_info()["stages"][-1]["recipe"] | dict(name="polish", start="runs/256", features="random", bs=2))
+    runs = [str(tmp_path/k) for k in ("16", "32", "64", "polish")]
+    for i, (preset, size) in enumerate(zip(("restore", "tune", "tune", str(tmp_path/"polish.json")), (16, 32, 64, 64))):
+        more = ["--start", runs[i - 1]]*(i > 0) + ["--network", "fine"]*(0 < i < 3)
+        cli.main(["train", "--preset", preset, *more, "--data", str(tmp_path/"faces"), "--valid", "0.25", "--size", str(size), "--bs", "2", "--minutes", ".02", "--device", "cpu", "--out", runs[i]])
+    cli.main(["lab", "pack", *runs, "--out", str(tmp_path/"weights"), "--name", "mine"])
+    net, config = load_model(tmp_path/"weights"/"mine.safetensors")
+    photo, m = torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
+    m[..., 20:44, 20:44] = 0
+    comp = inpaint_batch(net, photo, m)[1]
+    assert comp.isfinite().all() and torch.equal((comp*m), photo*m)
+    assert (net.config["network"], net.config["doublings"]) == ("fine", 2) and [s["recipe"]["name"] for s in pretrained_info("mine", tmp_path/"weights")["stages"]] == ["restore", "tune", "tune", "polish"]
+
+
 def test_start_brings_its_network(tmp_path, capsys):
     "Also a gated one; another network asked for at the same time is refused, and so is a start that is none."
     from pconv_course.recipe import PRESETS, Phase, recipe_with
