@@ -389,6 +389,17 @@ def test_half_precision_with_a_critic_resumes(tmp_path, precision):
     assert all(2 < r['train_critic'] < 3.2 for r in read_log(tmp_path/'whole'/'log.jsonl') if r['kind'] == 'epoch')
 
 
+def test_a_run_like_the_one_that_ships_resumes(judged, tmp_path):
+    "From coarse to fine, both parts learning together, bf16, averages, a falling rate, and a critic that begins with what the one before knew."
+    r = replace(JUDGED, network='fine', doublings=1, start=str(judged[0]), joint=True, precision='bf16', phases=(Phase(1e-3, epochs=2, schedule='cosine', lr_end=1e-4),))
+    go(r, tmp_path/'whole')
+    with pytest.raises(TrainingInterrupted): go(r, tmp_path/'cut', cbs=[At(5, press())])
+    go(None, tmp_path/'cut', resume=True)
+    same_files(tmp_path/'whole', tmp_path/'cut')
+    coarse = load_file(judged[0]/'model.safetensors')
+    assert any(not torch.equal(v, load_file(tmp_path/'whole'/'model.safetensors')[f'coarse.{k}']) for k, v in coarse.items() if k.endswith('conv.weight'))
+
+
 def test_nan_stops_before_the_critic_learns_from_it(tmp_path):
     "The weights are those of before the bad step, of both networks; the line names the term."
     weights = lambda cb: {k: v.clone() for net in (cb.model, cb.run_critic.net) for k, v in net.named_parameters()}
