@@ -50,12 +50,14 @@ def test_everything_is_written(made):
 
 
 def test_record_is_complete(made):
-    _, record = made
+    folder, record = made
     assert set(record["cases"]) == set(demo.CASES) and set(record["portrait"]["psnr_hole"]) >= {"telea", "ours"}
     for row in record["cases"].values():
         assert set(row["methods"]) == set(demo.METHODS) and row["n"] > 1 and row["verdict"]
         assert all(set(s) == set(METRICS) and all(map(math.isfinite, s.values())) for s in row["methods"].values())
     assert {k: v["what"].split()[-1] for k, v in record["metrics"].items()} == dict(psnr="picture", psnr_hole="hole", l1_hole="hole", ssim="picture")
+    assert 0 < record["restored_seconds"] < 60, "within the first minute"
+    assert folder.with_name("demo-restored.png").stat().st_mtime_ns < (folder/"log.jsonl").stat().st_mtime_ns, "before any training"
     assert record["provenance"]["packages"]["torch"] and record["training"]["images"] > 0 and record["training"]["data"]["name"] == "drawn"
 
 
@@ -130,5 +132,5 @@ def test_photograph_keeps_its_known_pixels(made):
 def test_without_weights_the_demo_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("pconv_course.weights.weights_dir", lambda: tmp_path)
     record = demo.demo(tmp_path/"demo", minutes=None, n_test=4, recipe=TINY)
-    assert capsys.readouterr().out.count(demo.NONE_SHIPS) == 1 and not record["portrait"]["shipped"]
+    assert capsys.readouterr().out.count(demo.NONE_SHIPS) == 1 and not record["portrait"]["shipped"] and record["restored_seconds"] is None
     assert escape(demo.NONE_SHIPS) in (tmp_path/"demo/report.html").read_text()

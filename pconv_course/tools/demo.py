@@ -330,14 +330,14 @@ def demo(
     gt, began = held_out(recipe, data, n_test), time.monotonic()
     moved, say = fresh_folder(out), (lambda text: None) if progress is False else print
     if moved: say(f"the earlier run was kept as {moved.name}")
-    first = restored(out, seed, say)
+    first, seconds = restored(out, seed, say), round(time.monotonic() - began, 1)
     result = train(recipe, data, out, minutes, progress=progress, **kwargs)
     say("trying it on held-out faces and writing the report ...")
     model, _ = load_model(out)
     cases, buckets, seen = judge_demo(model, gt, seed)
     photo, png = judge_portrait(dict(ours=(model, recipe.size), shipped=pretrained or shipped()), say)
     record = demo_record(out, recipe, result, model, cases, buckets, len(gt))
-    record |= dict(portrait=photo, restored=bool(first), total_minutes=round((time.monotonic() - began)/60, 2))
+    record |= dict(portrait=photo, restored_seconds=seconds if first else None, total_minutes=round((time.monotonic() - began)/60, 2))
     return write_demo(out, record, case_pictures(gt, seen) | dict(portrait=png, restored=first))
 
 # %% ../../nbs/tools/demo.ipynb #ec136913
