@@ -3,7 +3,7 @@
 # make test   every check but the slow ones and those in a browser
 # make test-all  the same with what takes minutes: a compiler for C++, 3,000 inputs instead of 600
 # make bench  speed and memory beside plain convolutions     (ARGS="--peers DIR" adds other people's networks)
-# make experiments  every table of the experiments, tiny      (ARGS="--scale full --data FOLDER_OR_ZIP")
+# make experiments  every table of the experiments, tiny      (ARGS="--scale full --data FOLDER_OR_ZIP", TRIALS="--data FOLDER_OR_ZIP")
 # make test-browser  the drawing widget and the site's demo in a real browser
 # make nbs    run every notebook, store its outputs, export, clean
 # make readme  README.md from nbs/index.ipynb
@@ -41,9 +41,12 @@ test-browser: .venv/installed-browser
 bench: .venv/installed-runtime
 	$(BIN)/pconv lab bench $(ARGS)
 
-# The networks, evaluations and ablations behind the experiments; stopped, the same command goes on.
+# The networks, evaluations, ablations, trials and the race behind the experiments; stopped, the same command goes on.
+TRIALS ?= --images 128 --seeds 1
 experiments: .venv/installed-dev
 	$(BIN)/pconv lab experiments --scale tiny $(ARGS)
+	for plan in terms networks larger; do $(BIN)/pconv lab trials --plan $$plan --out runs/experiments/trials $(TRIALS) || exit 1; done
+	$(BIN)/pconv lab bench --quick --out runs/experiments/speed-quick.json
 
 # Run every notebook, store its outputs, export, clean; then README.md from nbs/index.ipynb.
 nbs: .venv/installed-dev

@@ -251,7 +251,7 @@ def test_site_configuration():
 
 
 COLAB_EXTRAS = {"00_start": "[app]", "10_metrics": "[eval]", "19_evaluation": "[eval]"}   # the widget, PatchMatch
-COLAB_RECORDS = ("24_comparison", "25_ablations")                 # they read nbs/results, which no wheel holds
+COLAB_RECORDS = ("05_fast", "22_sparse", "23_large_central", "24_comparison", "25_ablations", "26_ledger")  # they read nbs/results, which no wheel holds
 
 
 def test_every_chapter_has_its_number_and_opens_in_colab():
