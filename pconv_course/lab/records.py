@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINE', 'PANELS', 'training_stages', 'value', 'gap', 'one_panel', 'progress_figure', 'profile_figure', 'read_record',
-           'not_measured', 'method_table', 'difference', 'record_verdict', 'overview_rows']
+           'not_measured', 'method_table', 'difference', 'record_verdict', 'overview_rows', 'bucket_table', 'advice']
 
 # %% ../../nbs/lab/records.ipynb #8217b19e
 import math
@@ -148,3 +148,20 @@ def overview_rows(
         if mean is None: return ""
         return f"{mean[0]:.{d}f}" + (f" ({v[0]:+.{d}f} [{v[1]:+.{d}f}, {v[2]:+.{d}f}])" if v else "")
     return [["method", *records], *([title, *(cell(r, k) for r in records.values())] for k, title in titles.items())]
+
+# %% ../../nbs/lab/records.ipynb #023fb3bc
+def bucket_table(record, key, methods, border="any") -> list:
+    "Rows for `markdown_table`: means of a column for each of `methods` by hole ratio, the best of each in bold."
+    rows = [r for r in record["rows"] if r["border"] == border and (" to " in r["part"] or r["part"] == "all")]
+    best = {r["part"]: (max if ABOUT[key][2] else min)(methods, key=lambda k: r["methods"][k][key][0]) for r in rows}
+    cell = lambda r, k: ("**{}**" if best[r["part"]] == k else "{}").format(f"{r['methods'][k][key][0]:.{ABOUT[key][3]}f}")
+    return [["method", *(f"{r['part']} ({r['n']})" for r in rows)], *([record["methods"][k]["title"], *(cell(r, k) for r in rows)] for k in methods)]
+
+def advice(record, part="all", fills=("telea", "ns", "biharmonic", "mean", "average"), networks=("partial", "plain", "gated"), key="l1_hole") -> list:
+    "Best fill, its mean, best network, its mean, and what to use, as texts; of `fills` and `networks` those that are there."
+    row, to = row_of(record, part), record["against"]
+    a, b = (min((k for k in ks if k in row["methods"]), key=lambda k: row["methods"][k][key]) for ks in (fills, networks))
+    va, vb = row["methods"][a][key], row["methods"][b][key]
+    d = row["against"][a][key] if b == to else [va[0] - vb[0], va[1] - vb[2], va[2] - vb[1]]
+    use = dict(better=a, worse=b).get(record_verdict(d), f"either ({a} needs no training)")
+    return [record["methods"][a]["title"], f"{va[0]:.4f}", record["methods"][b]["title"], f"{vb[0]:.4f}", use]
