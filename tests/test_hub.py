@@ -479,7 +479,8 @@ def test_the_weights_carry_their_licence(tmp_path):
     "Their terms lie beside them, say what their record says, are installed with them, and are named in the README."
     from pconv_course.weights import pretrained_info, weights_dir
     text = (weights_dir() / "LICENCE.txt").read_text(encoding="utf-8")
-    assert pretrained_info()["licence"] in " ".join(text.split()) and "NON-COMMERCIAL" in text and "VGG-19" in text
+    assert pretrained_info()["licence"] in " ".join(text.split()) and "NON-COMMERCIAL" in text
+    assert {r["recipe"]["features"] for r in pretrained_info()["stages"]} == {"none", "vgg16_to_pool3.safetensors"} and "VGG-16" in text
     top = Path(ffhq.__file__).parents[1]
     if not (top / "setup.py").exists(): pytest.skip("not a checkout")
     assert "pconv_course/weights/LICENCE.txt" in (top / "README.md").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINE', 'PANELS', 'training_stages', 'value', 'gap', 'one_panel', 'progress_figure', 'profile_figure', 'read_record',
-           'not_measured', 'method_table', 'difference', 'record_verdict', 'overview_rows', 'bucket_table', 'advice']
+           'not_measured', 'method_table', 'difference', 'record_verdict', 'overview_rows', 'best_by_bucket', 'advice']
 
 # %% ../../nbs/lab/records.ipynb #8217b19e
 import math
@@ -150,7 +150,7 @@ def overview_rows(
     return [["method", *records], *([title, *(cell(r, k) for r in records.values())] for k, title in titles.items())]
 
 # %% ../../nbs/lab/records.ipynb #023fb3bc
-def bucket_table(record, key, methods, border="any") -> list:
+def best_by_bucket(record, key, methods, border="any") -> list:
     "Rows for `markdown_table`: means of a column for each of `methods` by hole ratio, the best of each in bold."
     rows = [r for r in record["rows"] if r["border"] == border and (" to " in r["part"] or r["part"] == "all")]
     best = {r["part"]: (max if ABOUT[key][2] else min)(methods, key=lambda k: r["methods"][k][key][0]) for r in rows}
