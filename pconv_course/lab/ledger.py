@@ -43,7 +43,7 @@ def all_of(verdicts) -> str:
     return FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
 
 def above(interval, level=0.) -> str:
-    "As `sparse.holds`, and `MISSING` when there is no interval at all."
+    "As `intervals.holds`, and `MISSING` when there is no interval at all."
     return MISSING if interval is None else holds(interval, level)
 
 # %% ../../nbs/lab/ledger.ipynb #e24e62f7
@@ -288,7 +288,7 @@ WRITE_UP = [
     Claim("… more than continuing the rim does", "asked here", "22_sparse",
           "scribbles: details less those of Telea, Navier-Stokes, biharmonic", ("sparse",),
           lambda r: has_more("detail", "partial", [k for k in FILLS[:3] if k in r["methods"]])(r)),
-    Claim("The network that ships blends it in, at 256 px", "asked here", "22_sparse",
+    Claim("The network that ships blends the hole in, at 256 px", "asked here", "22_sparse",
           "scribbles on photographs: seam less the truth's, within ±0.25", ("faces_sparse",), blends("faces"), 2),
     Claim("… and recovers details", "asked here", "22_sparse",
           "the same: agreement of details above 0.5", ("faces_sparse",), lambda r: Answer(v := value(r, "faces", "detail"), above(v, 0.5))),
@@ -312,7 +312,7 @@ WRITE_UP += [
           "the network that ships, 256 px: distance of the mean seam from the truth's, central holes less scribbles", ("faces_central", "faces_sparse"), in_central_more("seam"), 2),
     Claim("Color matching is less accurate", "case 2", "23_large_central",
           "the same: mismatch, central holes less scribbles", ("faces_central", "faces_sparse"), in_central_more("colour"), 2),
-    Claim("Structure, by the network that ships, at 256 px", "asked here", "23_large_central",
+    Claim("The network that ships knows structure, at 256 px", "asked here", "23_large_central",
           "as structure above, central holes on photographs", ("faces_central",), knows_faces("faces")),
     Claim("… and symmetry", "asked here", "23_large_central", "as symmetry above, half faces on photographs", ("faces_half",),
           lambda r: has_more("symmetry", "faces", [k for k in FILLS if k in r["methods"]])(r))]
@@ -320,7 +320,7 @@ WRITE_UP += [
 # %% ../../nbs/lab/ledger.ipynb #b59a1c71
 WRITE_UP += [
     Claim("Compared to Liu et al.'s PartialConv, our partially trained network shows more artifacts and color mismatches", "case 3", "24_comparison",
-          "the same pairs, both networks", (), unmeasured("their weights are not public; a network of their width and loss has seen less than a hundredth of the 1.82 million pictures of the original project here, see lab/plans; the paper gives days")),
+          "the same pairs, both networks", (), unmeasured("their weights are not public; a network of their width and loss has seen here less than a hundredth of the original project's 1.82 million pictures, see lab/plans; the paper gives days")),
     Claim("… compared to GntIpt (contextual attention, 2018)", "case 3", "24_comparison",
           "the same pairs, both networks", (), unmeasured("no network of it was trained as long as theirs")),
     Claim("From as many pictures, two stages with contextual attention are nearer to the truth than partial convolutions", "asked here", "24_comparison",
@@ -345,7 +345,7 @@ WRITE_UP += [
           "central holes, 1/8 of the training: as structure above", ("central",), knows_faces(EARLY)),
     Claim("Longer training should significantly improve output quality", "insights", "24_comparison",
           "irregular holes: PSNR [dB] at the end less after 1/8, and after 1/2", ("comparison",), longer, 2),
-    Claim("… and fine-tuning", "insights", "25_ablations",
+    Claim("Fine-tuning should significantly improve output quality", "insights", "25_ablations",
           "a second phase as long as the paper's", (), unmeasured("our second phase has a few dozen steps")),
     Claim("A few dozen steps with the encoder's batch norm frozen help", "asked here", "25_ablations",
           "error without freezing less with, three seeds", ("ablations",), changed("BN not frozen", ("hole_l1",)), 4)]
@@ -380,7 +380,7 @@ WRITE_UP += [
     Claim("Learns global semantics", "overview", "27_card", "the network that ships, middle of the face hidden: share of fills with two eyes, a nose and a mouth, by each of two blind readers (language models), less 0.5",
           ("faces_count",), counted("central"), 2),
     Claim("… and local details", "overview", "27_card", "the same network, irregular holes: our agreement of details less that of every fill without one", ("faces_buckets",), has_more("detail", "faces", FILLS)),
-    Claim("A multi-term loss ensures both pixel accuracy and perceptual quality", "loss", "lab/plans", "64 px, as many images, one seed: error and LPIPS of two pixel terms less those of six", ("trials",),
+    Claim("A multi-term loss ensures both pixel accuracy and perceptual quality", "loss", "lab/plans", "64 px, as many images or a few more, one seed: error and LPIPS of two pixel terms less those of six", ("trials",),
           from_as_many("six terms", "two pixel terms", ["hole_l1", "lpips"], "terms")),
     Claim("Patch-based inpainting works for patterned holes, and struggles with irregular ones", "motivation", "24_comparison", "patterns, and other shapes of hole", (), unmeasured("faces have no patterns; by size of the hole, PatchMatch has a row")),
     Claim("Networks trained on rectangles leave artifacts around other holes", "motivation", "24_comparison", "64 px, mixed holes: error of plain convolutions that met rectangles only less that of others, three seeds; LPIPS", ("trials",),
@@ -391,7 +391,7 @@ WRITE_UP += [
     Claim("One stage fewer suits 256 px", "architecture", "04_unet", "seven and eight stages, trained alike", (), unmeasured("one depth was trained; in the published code the stage is there, with stride 1")),
     Claim("Total variation for smoothness", "loss", "25_ablations", "specks without the term and with", (), unmeasured("it is not among the departures that were trained until the base had no specks of its own")),
     Claim("About 10 % of the original training", "setup", "16_recipe", "pictures of both", (), unmeasured("the paper gives days of another GPU, not pictures")),
-    Claim("Recovers glasses and beards", "cases 1 and 2", "lab/things", "drawn faces, half of it hidden: the share that comes back, less 0.5", ("things",), things_back, 2),
+    Claim("Recovers glasses and beards", "cases 1 and 2", "lab/things", "drawn faces, half of it hidden: the share that comes back, less that of the control, less 0.5", ("things",), things_back, 2),
     Claim("Promise for real-world editing", "conclusion", "21_inpainting", "people who edit", (), unmeasured("nobody was asked"))]
 
 # %% ../../nbs/lab/ledger.ipynb #9d84967d
@@ -402,7 +402,7 @@ PAPER = [
             f"64 px, {kind}: error of plain less ours, three seeds", ("trials",), changed("plain", (key,), "partial", ("networks",)), 4)
       for where, kind, key in (("in strokes, whatever the seed", "strokes", "stroke_l1"), ("in large central holes", "central holes", "central_l1"),
                                ("where half of the face is gone", "half faces, of which the training had some", "half_l1"))),
-    Claim("… and where half of the face is gone as never in training (the same)", "asked here", "23_large_central",
+    Claim("… and where half of the face is gone as never in training (less error than plain convolutions)", "asked here", "23_large_central",
           "half faces, of which the training had none: error of plain less ours", ("half",), has_less("l1_hole", "partial", ["plain"]), 4),
     Claim("Plain convolutions bring colour discrepancy", "paper, introduction", "24_comparison",
           "irregular holes: mismatch of plain less ours", ("comparison",), has_less("colour", "partial", ["plain"]), 2),

@@ -163,5 +163,6 @@ def advice(record, part="all", fills=("telea", "ns", "biharmonic", "mean", "aver
     a, b = (min((k for k in ks if k in row["methods"]), key=lambda k: row["methods"][k][key]) for ks in (fills, networks))
     va, vb = row["methods"][a][key], row["methods"][b][key]
     d = row["against"][a][key] if b == to else [va[0] - vb[0], va[1] - vb[2], va[2] - vb[1]]
-    use = dict(better=a, worse=b).get(record_verdict(d), f"either ({a} needs no training)")
-    return [record["methods"][a]["title"], f"{va[0]:.4f}", record["methods"][b]["title"], f"{vb[0]:.4f}", use]
+    fill, net = (record["methods"][k]["title"] for k in (a, b))
+    use = dict(better=fill, worse=net).get(record_verdict(d), f"either ({fill} needs no training)")
+    return [fill, f"{va[0]:.4f}", net, f"{vb[0]:.4f}", use]
