@@ -13,7 +13,7 @@ export class Engine {
         else if ("error" in data) reject(new Error(data.error));
         else listen(data);
       };
-      this.#worker.onerror = e => reject(new Error(e.message || "the program can't be started"));
+      this.#worker.onerror = e => reject(new Error(e.message || "the program can't be fetched"));  // without a message its file didn't come
       this.#worker.postMessage(message, transfer);
     });
   }
