@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FAULTS', 'EARLY', 'FILLS', 'WRITE_UP', 'PAPER', 'SEEN', 'SUSPICIONS', 'CLAIMS', 'COLOURS', 'Answer', 'all_of',
            'above', 'difference_of', 'Claim', 'lead_of', 'partners', 'weakest', 'has_more', 'has_less', 'values',
-           'within', 'blends', 'dense_specks', 'dense_blobs', 'in_central_more', 'knows_faces', 'fewer_seams',
-           'in_every_bucket', 'theirs_better', 'seeds_of', 'seed_gaps', 'changed', 'from_as_many', 'small_then_large',
-           'counted', 'both_borders', 'longer', 'gated_pays', 'memory', 'attention_memory', 'things_back',
-           'open_records', 'judged', 'claims', 'claim_rows', 'forest']
+           'within', 'recovers', 'blends', 'dense_specks', 'dense_blobs', 'in_central_more', 'more_than_fills',
+           'knows_faces', 'fewer_seams', 'in_every_bucket', 'theirs_better', 'seeds_of', 'seed_gaps', 'changed',
+           'from_as_many', 'small_then_large', 'counted', 'both_borders', 'longer', 'gated_pays', 'memory',
+           'attention_memory', 'things_back', 'open_records', 'judged', 'claims', 'claim_rows', 'forest']
 
 # %% ../../nbs/lab/ledger.ipynb #0d3b7a81
 import math
@@ -117,6 +117,10 @@ def within(interval, limit) -> str:
     if interval[1] is None: return OPEN
     return HOLDS if -limit < interval[1] and interval[2] < limit else FAILS if interval[1] >= limit or interval[2] <= -limit else OPEN
 
+def recovers(network):
+    "Rule: the agreement of details is above a half."
+    return lambda sparse: Answer(v := value(sparse, network, "detail"), above(v, 0.5))
+
 def blends(network):
     "Rule: the seam is the truth's, give or take a quarter of an ordinary step."
     def judge(sparse):
@@ -139,16 +143,20 @@ def dense_blobs(sparse):
     return Answer(gap, above(gap))
 
 # %% ../../nbs/lab/ledger.ipynb #64264c92
-def in_central_more(column, network="faces"):
-    "Rule: the network's mean of the column is further from the truth's in central holes than in scribbles."
+def in_central_more(column):
+    "Rule: the mean of the network that ships of the column is further from the truth's in central holes than in scribbles."
     def judge(central, sparse):
-        off = [lead_of(r, network, "truth", column) for r in (central, sparse)]
+        off = [lead_of(r, "faces", "truth", column) for r in (central, sparse)]
         gap = difference_of(*(v and (v if v[0] > 0 else [-v[0], -v[2], -v[1]]) for v in off))
         return Answer(gap, above(gap), "less the truth's: " + ", ".join(f"{v[0]:+.2f}" for v in off) if gap else "")
     return judge
 
 # %% ../../nbs/lab/ledger.ipynb #865f74c8
 FILLS = ("telea", "ns", "biharmonic", "patchmatch", "mean", "average")
+
+def more_than_fills(column, network, fills=FILLS):
+    "Rule: the network has more of the column than each of `fills` that the record has."
+    return lambda record: has_more(column, network, [k for k in fills if k in record["methods"]])(record)
 
 def knows_faces(network, fills=FILLS):
     "Rule: in central holes, less error and more agreement of details than every fill without a network. Shown is the one that decides."
@@ -247,10 +255,11 @@ def longer(comparison):
     gaps = [lead_of(comparison, "partial", k, "psnr") for k in (EARLY, "partial_1of2")]
     return Answer(gaps[0], all_of(map(above, gaps)), f"the second half: {gaps[1][0]:+.2f}" if gaps[1] else "")
 
-def gated_pays(comparison, memory):
+def gated_pays(comparison, memory, training):
     "Gated convolutions: less error than partial ones, and more bytes kept for the backward."
-    error, ratio = has_less("l1_hole", "gated", ["partial"])(comparison), memory["bytes"]["gated"]/memory["bytes"]["partial"]
-    return Answer(error.interval, all_of([error.verdict, HOLDS if ratio > 1 else FAILS]), f"{ratio:.1f} times the bytes, twice the parameters")
+    error, size = has_less("l1_hole", "gated", ["partial"])(comparison), {k: v["parameters"] for k, v in training["networks"].items()}
+    ratio = memory["bytes"]["gated"]/memory["bytes"]["partial"]
+    return Answer(error.interval, all_of([error.verdict, HOLDS if ratio > 1 else FAILS]), f"{ratio:.1f} times the bytes, {size['gated']/size['partial']:.1f} times the parameters")
 
 # %% ../../nbs/lab/ledger.ipynb #332dfd79
 def memory(*speeds):
@@ -283,15 +292,13 @@ WRITE_UP = [
     Claim("Blends the hole with surroundings", "case 1", "22_sparse",
           "scribbles: seam less the truth's, within ±0.25", ("sparse",), blends("partial"), 2),
     Claim("Recovers details (e.g., glasses, facial features)", "case 1", "22_sparse",
-          "scribbles: agreement of details above 0.5", ("sparse",),
-          lambda r: Answer(v := value(r, "partial", "detail"), above(v, 0.5))),
+          "scribbles: agreement of details above 0.5", ("sparse",), recovers("partial")),
     Claim("… more than continuing the rim does", "asked here", "22_sparse",
-          "scribbles: details less those of Telea, Navier-Stokes, biharmonic", ("sparse",),
-          lambda r: has_more("detail", "partial", [k for k in FILLS[:3] if k in r["methods"]])(r)),
+          "scribbles: details less those of Telea, Navier-Stokes, biharmonic", ("sparse",), more_than_fills("detail", "partial", FILLS[:3])),
     Claim("The network that ships blends the hole in, at 256 px", "asked here", "22_sparse",
           "scribbles on photographs: seam less the truth's, within ±0.25", ("faces_sparse",), blends("faces"), 2),
     Claim("… and recovers details", "asked here", "22_sparse",
-          "the same: agreement of details above 0.5", ("faces_sparse",), lambda r: Answer(v := value(r, "faces", "detail"), above(v, 0.5))),
+          "the same: agreement of details above 0.5", ("faces_sparse",), recovers("faces")),
     Claim("Rainbow specks appear in dense regions", "case 1", "22_sparse",
           "scribbles, 1/8 of the training: specks [%] at 20-40 % density less those below", ("sparse",), dense_specks, 2),
     Claim("Color blobs appear in dense regions", "case 1", "22_sparse",
@@ -306,16 +313,14 @@ WRITE_UP += [
     Claim("Even with minimal input, the model learns face structure", "case 2", "23_large_central",
           "central holes: our details less those of every fill without a network; error, too", ("central",), knows_faces("partial")),
     Claim("… and symmetry (e.g., beard extension)", "case 2", "23_large_central",
-          "half faces: left-right agreement less that of other fills", ("half",),
-          lambda r: has_more("symmetry", "partial", [k for k in FILLS if k in r["methods"]])(r)),
+          "half faces: left-right agreement less that of other fills", ("half",), more_than_fills("symmetry", "partial")),
     Claim("Borders are more pronounced", "case 2", "23_large_central",
           "the network that ships, 256 px: distance of the mean seam from the truth's, central holes less scribbles", ("faces_central", "faces_sparse"), in_central_more("seam"), 2),
     Claim("Color matching is less accurate", "case 2", "23_large_central",
           "the same: mismatch, central holes less scribbles", ("faces_central", "faces_sparse"), in_central_more("colour"), 2),
     Claim("The network that ships knows structure, at 256 px", "asked here", "23_large_central",
           "as structure above, central holes on photographs", ("faces_central",), knows_faces("faces")),
-    Claim("… and symmetry", "asked here", "23_large_central", "as symmetry above, half faces on photographs", ("faces_half",),
-          lambda r: has_more("symmetry", "faces", [k for k in FILLS if k in r["methods"]])(r))]
+    Claim("… and symmetry", "asked here", "23_large_central", "as symmetry above, half faces on photographs", ("faces_half",), more_than_fills("symmetry", "faces"))]
 
 # %% ../../nbs/lab/ledger.ipynb #b59a1c71
 WRITE_UP += [
@@ -368,7 +373,7 @@ WRITE_UP += [
     Claim("Patch-based inpainting works for small holes, but struggles with larger ones", "motivation", "27_card",
           "256 px: PatchMatch's LPIPS less that of the network that ships: largest bucket less smallest", ("faces_buckets",), small_then_large("patchmatch", "faces", "lpips")),
     Claim("Gated convolutions: improved refinement at the cost of higher memory", "related work", "24_comparison",
-          "error of partial less gated convolutions; bytes", ("comparison", "memory"), gated_pays, 4),
+          "error of partial less gated convolutions; bytes", ("comparison", "memory", "training"), gated_pays, 4),
     Claim("… at equal work (gated convolutions)", "asked here", "24_comparison",
           "the same, gated after half of its training", ("comparison",), has_less("l1_hole", "gated_1of2", ["partial"]), 4),
     Claim("… at equal size and work (gated convolutions)", "asked here", "24_comparison",
@@ -379,7 +384,7 @@ WRITE_UP += [
     Claim("More realistic and seamless image completion", "overview", "24_comparison", "people who judge pictures", (), unmeasured("nobody was asked; what two language models count is another row")),
     Claim("Learns global semantics", "overview", "27_card", "the network that ships, middle of the face hidden: share of fills with two eyes, a nose and a mouth, by each of two blind readers (language models), less 0.5",
           ("faces_count",), counted("central"), 2),
-    Claim("… and local details", "overview", "27_card", "the same network, irregular holes: our agreement of details less that of every fill without one", ("faces_buckets",), has_more("detail", "faces", FILLS)),
+    Claim("… and local details", "overview", "27_card", "the same network, irregular holes: our agreement of details less that of every fill without one", ("faces_buckets",), more_than_fills("detail", "faces")),
     Claim("A multi-term loss ensures both pixel accuracy and perceptual quality", "loss", "lab/plans", "64 px, as many images or a few more, one seed: error and LPIPS of two pixel terms less those of six", ("trials",),
           from_as_many("six terms", "two pixel terms", ["hole_l1", "lpips"], "terms")),
     Claim("Patch-based inpainting works for patterned holes, and struggles with irregular ones", "motivation", "24_comparison", "patterns, and other shapes of hole", (), unmeasured("faces have no patterns; by size of the hole, PatchMatch has a row")),
