@@ -55,7 +55,7 @@ class Scale:
 
 # %% ../../nbs/lab/experiments.ipynb #459baade
 SCALES = dict(tiny=Scale("tiny", size=32, depth=4, width=16, images=4_800, faces=600, masks=500, pairs=48),
-              full=Scale("full", size=64, depth=5, width=32, images=29_000, faces=4_000, masks=2_000, pairs=480, precision="bf16"))
+              full=Scale("full", size=64, depth=5, width=32, images=28_500, faces=4_000, masks=2_000, pairs=480, precision="bf16"))
 NETWORKS = ("partial", "plain", "gated")
 
 # %% ../../nbs/lab/experiments.ipynb #c6aefdef

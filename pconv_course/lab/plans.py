@@ -94,7 +94,7 @@ def terms_plan(features='vgg16'):
     "What do six terms make of a network, and what a critic, in equal time and from equal images? Photographs of 64 px."
     six, critic = dict(weights=PAPER_WEIGHTS, features=features), dict(critic=CriticSpec(width=32))
     return TrialPlan('terms', PHOTOS, 102400, (
-        Variant('two pixel terms'), Variant('six terms', six, images=.115), Variant('six terms, width 64', six | dict(width=64), images=.115),
+        Variant('two pixel terms'), Variant('six terms', six, images=.115), Variant('six terms, width 64', six | dict(width=64, precision='bf16'), images=.5),
         Variant('two pixel terms and a critic', critic, images=.57)))
 
 def filled(net, gt, m):
@@ -116,13 +116,14 @@ def networks_plan():
     "What is it worth to be told the hole? Networks of equal size from photographs of 64 px, with the critics of their authors' kind beside."
     critic, theirs = dict(critic=CriticSpec(width=32)), dict(critic=CriticSpec(width=32, loss='hinge', spectral=True, r1=0., matching=0.))
     gated = dict(network='gated', width=23)
-    return TrialPlan('networks', PHOTOS, 10240, (
+    return TrialPlan('networks', replace(PHOTOS, precision='bf16'), 10240, (
         Variant('partial', seeds=3), Variant('plain', dict(network='plain'), seeds=3), Variant('plain, rectangles only', dict(network='plain', masks='rectangle'), seeds=3),
         Variant('masked', dict(network='masked'), seeds=3), Variant('gated', gated, seeds=3),
-        Variant('partial, critic', critic, seeds=3), Variant('gated, SN-PatchGAN', gated | theirs, seeds=3), Variant('attention, critic', dict(network='attention') | critic, images=.25, seeds=3)))
+        Variant('partial, critic', critic, seeds=3), Variant('gated, SN-PatchGAN', gated | theirs, seeds=3),
+        Variant('attention', dict(network='attention'), seeds=3), Variant('attention, critic', dict(network='attention') | critic, seeds=3)))
 
 # %% ../../nbs/lab/plans.ipynb #3f0c5a17
-HOLES = ('sparse', 'stroke', 'central', 'half')  # kinds of chapter 02, apart
+HOLES = ('sparse', 'stroke', 'rectangle', 'central', 'half')  # kinds of chapter 02, apart
 
 def by_kind(net, held):
     "The end scores of the fifth and the sixth plan: mean error in the hole and, where its weights are at hand, LPIPS, for each kind of `HOLES`."
