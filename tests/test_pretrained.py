@@ -106,6 +106,15 @@ def test_a_device_that_is_not_there():
     with pytest.raises(InputError, match="device foo"): open_model(load_model("drawn")[0], device="foo")
 
 
+def test_a_checkpoint_of_others_is_told_where_to_go(tmp_path):
+    file = tmp_path/"1000000.pth"
+    file.write_bytes(b"something that torch.save wrote")
+    with pytest.raises(InputError, match="pconv lab convert") as e: open_model(file)
+    assert "\n" not in str(e.value)
+    file.rename(tmp_path/"model.safetensors")
+    with pytest.raises(InputError, match="fetch it again"): open_model(tmp_path)
+
+
 def test_a_training_may_begin_with_weights_by_their_name():
     net, config = load_pretrained("drawn", say=None)
     assert begin_from(net, "drawn")["sha256"] == pretrained_info("drawn")["sha256"]
