@@ -94,7 +94,7 @@ def terms_plan(features='vgg16'):
     "What do six terms make of a network, and what a critic, in equal time and from equal images? Photographs of 64 px."
     six, critic = dict(weights=PAPER_WEIGHTS, features=features), dict(critic=CriticSpec(width=32))
     return TrialPlan('terms', PHOTOS, 102400, (
-        Variant('two pixel terms'), Variant('six terms', six, images=.115), Variant('six terms, width 64', six | dict(width=64, precision='bf16'), images=.5),
+        Variant('two pixel terms'), Variant('six terms', six, images=.115), Variant('six terms, width 64', six | dict(width=64, precision='bf16'), images=.4),
         Variant('two pixel terms and a critic', critic, images=.57)))
 
 def filled(net, gt, m):
