@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DEVIATIONS', 'MEASURED', 'BASES', 'SUSPECTS', 'washed_out', 'OtherLoss', 'comp_raw', 'norms', 'stay', 'bn_untrained',
            'bn_shared', 'bn_by_batch', 'loss_tv_everywhere', 'tv_everywhere', 'KnownBorder', 'border_known', 'soft',
-           'mask_grey', 'artifacts', 'changes', 'ablation_plan', 'run_ablations', 'eyesores', 'specks_plans',
-           'run_specks', 'by_seed', 'differences', 'verdict', 'ablation_summary', 'oriented', 'digits', 'ruler',
-           'show_differences', 'show_seeds', 'agreed']
+           'mask_grey', 'Level', 'last_stride_1', 'artifacts', 'changes', 'ablation_plan', 'run_ablations', 'eyesores',
+           'specks_plans', 'run_specks', 'by_seed', 'differences', 'verdict', 'ablation_summary', 'oriented', 'digits',
+           'ruler', 'show_differences', 'show_seeds', 'agreed']
 
 # %% ../../nbs/lab/ablations.ipynb #550983e6
 from dataclasses import replace
@@ -33,6 +33,7 @@ from ..metrics import as_saved, score_each
 from ..objective import feature_terms, InpaintLoss, loss_terms
 from ..pconv import partial_conv2d, PartialConv2d
 from ..recipe import Recipe, recipe_with
+from ..unet import DecoderStage
 
 # %% ../../nbs/lab/ablations.ipynb #9564f627
 def washed_out(img):
@@ -113,8 +114,20 @@ def mask_grey(learn, run, on):
     "The network gets grey masks, and the picture times the mask; loss and judges keep the black and white ones."
     get_model(learn.model).register_forward_pre_hook(lambda net, args: (args[0]*soft(args[1]), soft(args[1])))
 
+# %% ../../nbs/lab/ablations.ipynb #458106d4
+class Level(DecoderStage):
+    "A stage up whose map has the size of its skip already."
+    def forward(self, x, m, skip, m_skip):
+        x, m = self.conv(torch.cat([x, skip], 1), [*zip((m, m_skip), self.channels)])
+        return self.act(self.bn(x)), m
+
+def last_stride_1(learn, run, on):
+    "The last stage down without its stride, in the readable network."
+    net = get_model(learn.model)
+    net.enc[-1].conv.stride, net.dec[0].__class__ = (1, 1), Level
+
 # %% ../../nbs/lab/ablations.ipynb #b83ce586
-DEVIATIONS = {f.__name__: f for f in (comp_raw, tv_everywhere, bn_untrained, bn_by_batch, bn_shared, border_known, mask_grey)}
+DEVIATIONS = {f.__name__: f for f in (comp_raw, tv_everywhere, bn_untrained, bn_by_batch, bn_shared, border_known, mask_grey, last_stride_1)}
 
 # %% ../../nbs/lab/ablations.ipynb #725dae0d
 MEASURED = ('hole_l1', 'psnr', 'ssim', 'seam', 'colour', 'tint', 'specks', 'blobs')
@@ -181,7 +194,7 @@ def run_ablations(
     return rows
 
 # %% ../../nbs/lab/ablations.ipynb #6ca1d2e8
-SUSPECTS = ('paper', 'weights swapped', 'BN never trained', 'comp not normalised', 'no ratio (raw)', 'as published')
+SUSPECTS = ('paper', 'weights swapped', 'BN never trained', 'comp not normalised', 'no ratio (raw)', 'as published', 'as published, stride 1')
 
 def eyesores(net, held):
     "What catches the eye, beside the truth: some of `artifacts`."
@@ -191,7 +204,9 @@ def eyesores(net, held):
 def specks_plans(scale='full'):
     "Two plans on drawn faces: 'base', the paper's recipe for long, and 'arms', `SUSPECTS` for an eighth of it with three seeds; 'tiny' runs both for seconds."
     plan, sizes = ablation_plan(scale), ((102_400, 16), (12_800, 4)) if scale == 'full' else ((320, 2), (320, 2))
-    arms = replace(plan, name='arms', base=recipe_with(plan.base, precision='fp32'), variants=tuple(v for v in plan.variants if v.name in SUSPECTS))
+    whole = next(v for v in plan.variants if v.name == 'as published')
+    even = replace(whole, name='as published, stride 1', change=whole.change | dict(impl='readable'), twist=whole.twist | dict(last_stride_1=1))
+    arms = replace(plan, name='arms', base=recipe_with(plan.base, precision='fp32'), variants=tuple(v for v in (*plan.variants, even) if v.name in SUSPECTS))
     base = replace(arms, name='base', variants=(replace(arms.variants[0], seeds=1),))
     return tuple(replace(p, images=images, points=points) for p, (images, points) in zip((base, arms), sizes))
 
