@@ -62,13 +62,13 @@ def world(folder, sign, width=.01, spread=.05, flipped=()):
     files["faces_migan"] = nine | dict(against="MI-GAN", methods={"MI-GAN": {}, "faces": {}})
     d = lambda i: sign*.1*(1 if width < 1 else (-1)**i)
     files["compare"] = dict(rows=[dict(set=s, ours=dict(hole_l1=.3 + d(i)), theirs=dict(hole_l1=.3)) for s in ("gntipt_places2", "migan_ffhq256") for i in range(8)])
-    variants = ["paper", *sorted({re.search(r"^(.*)$", v)[1] for v in ("BN not frozen", "no ratio (raw)", "no n_win (v1)", "no style", "no perceptual", "border known", "as published", "no TV")})]
+    variants = ["paper", "BN not frozen", "no ratio (raw)", "no n_win (v1)", "no style", "no perceptual", "border known", "no TV"]
     files["ablations"] = dict(plans=dict(drawn=dict(runs=runs(variants, sign, spread))))
     networks = runs(["gated", "partial", "plain", "plain, rectangles only"], sign, spread) + runs(["attention, critic", "partial, critic"], sign, spread)
     files["trials"] = dict(plans={k: dict(runs=runs(v, sign, spread)) for k, v in dict(steps=["constant 4e-3, EMA .99", "paper, pixel terms"], terms=["six terms", "two pixel terms"]).items()} | dict(networks=dict(runs=networks)))
     files["speed-here"] = dict(rows=[dict(net=k, precision="fp32", peak=p) for k, p in {"NVIDIA's layer": 2 + sign, "readable": 2}.items()])
     files["things"] = dict(things={k: dict(gain=[.5 + .3*sign, .5 + .3*sign - width, .5 + .3*sign + width]) for k in ("glasses", "a beard")})
-    files["specks"] = dict(plans=dict(arms=dict(runs=runs(["paper", "as published"], sign, spread))))
+    files["specks"] = dict(plans=dict(arms=dict(runs=runs(["paper", "as published, stride 1"], sign, spread))))
     files["training"] = dict(networks=dict(partial=dict(parameters=10), gated=dict(parameters=20)))
     files["memory"] = dict(bytes=dict(partial=2, attention=2 + sign, gated=2 + sign))
     for k, v in files.items(): (folder/f"{k}.json").write_text(json.dumps(v))

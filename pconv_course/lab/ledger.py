@@ -436,7 +436,7 @@ PAPER += [
 # %% ../../nbs/lab/ledger.ipynb #172b7470
 SEEN = {"rainbow specks": "specks", "colour blobs": "blobs", "visible borders": "seam", "colour mismatches": "colour"}
 SUSPICIONS = [Claim(f"The published code's deviations cause {what}", "suspected here", "25_ablations",
-                    f"drawn faces, after 12,800 pictures: {key} with all of them less without, three seeds", ("specks",), changed("as published", (key,), plans=("arms",)))
+                    f"drawn faces, after 12,800 pictures: {key} with all of them less without, three seeds", ("specks",), changed("as published, stride 1", (key,), plans=("arms",)))
               for what, key in SEEN.items()]
 CLAIMS = (*WRITE_UP, *PAPER, *SUSPICIONS)
 
