@@ -25,13 +25,13 @@ from ..base.core import alone_in, atomic_path, InputError, provenance, read_json
 from ..base.photos import array_photo, read_hole
 from ..base.pictures import open_image
 from ..data import face_dls
-from ..evaluation import average_of, baseline, evaluate, network
+from ..evaluation import average_of, baseline, evaluate, network, row_of
 from ..fast import flops, saved_bytes
 from ..inpainting import finish_photo, open_model, pictures
 from .ablations import run_ablations, run_specks
 from .things import judge_things
 from ..masks import half_bank, hole_ratio
-from ..metrics import score
+from ..metrics import open_lpips, score
 from ..pairs import open_pairs
 from ..recipe import CHOICES, Phase, public_recipe, Recipe, recipe_loss, recipe_model
 from ..runs.run import guarded, save_network
@@ -198,13 +198,15 @@ def judge(
     pairs,  # `Pairs`
     methods,  # list of `Method`
     out,  # JSON to write; the scores of every pair go beside it
-    progress=None,  # as in `evaluate`
+    progress=None, lpips=None,  # as in `evaluate`
+    notes=(),  # lines about what could not be measured
 ) -> dict:  # the record
-    "Evaluate, with differences to the partial network; a record of the same pairs and methods is only read."
+    "Evaluate, with differences to the partial network; a record of the same pairs, methods and measures is only read."
     old = read_json(out) if Path(out).is_file() else {}
     same = old.get("pairs_sha256") == pairs.sha256 and {k: v["sha256"] for k, v in old["methods"].items()} == {m.name: m.sha256 for m in methods}
-    notes = [] if any(m.name == "patchmatch" for m in methods) else ["PatchMatch left out: pypatchmatch is not installed"]
-    return old if same else evaluate(methods, pairs, out, against="partial", notes=notes, progress=progress)
+    whole = same and (not lpips or "lpips" in row_of(old)["methods"]["partial"])
+    notes = [*notes] if any(m.name == "patchmatch" for m in methods) else ["PatchMatch left out: pypatchmatch is not installed", *notes]
+    return old if whole else evaluate(methods, pairs, out, against="partial", lpips=lpips, notes=notes, progress=progress)
 
 # %% ../../nbs/lab/experiments.ipynb #4b0d4d49
 def training_record(scale, folder, data="drawn", valid=None) -> dict:
@@ -256,7 +258,8 @@ def run_experiment(job, name) -> dict:
     missing = [k for k in NETWORKS if not finished(job.out/"networks"/k)]
     if missing: raise InputError(f"the network {missing[0]!r} is not trained; run the step networks first")
     pairs = open_experiment(name, job.scale, job.data, job.valid, job.masks, job.hole, job.out)
-    record = judge(pairs, methods_of(pairs, job.out/"networks", job.scale, job.data, job.valid), job.out/f"{name}.json", job.progress)
+    (far, why), methods = open_lpips(), methods_of(pairs, job.out/"networks", job.scale, job.data, job.valid)
+    record = judge(pairs, methods, job.out/f"{name}.json", job.progress, far, [why] if why else ())
     with atomic_path(job.record/f"{name}.json") as tmp: shutil.copyfile(job.out/f"{name}.json", tmp)
     job.say(f"{name}: {len(record['methods'])} methods on {record['settings']['pairs']} pairs")
     return record
