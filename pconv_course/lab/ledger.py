@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['FAULTS', 'EARLY', 'FILLS', 'WRITE_UP', 'PAPER', 'SEEN', 'SUSPICIONS', 'CLAIMS', 'COLOURS', 'Answer', 'all_of',
-           'above', 'difference_of', 'Claim', 'lead_of', 'partners', 'weakest', 'has_more', 'has_less', 'values',
-           'within', 'recovers', 'blends', 'dense_specks', 'dense_blobs', 'in_central_more', 'more_than_fills',
-           'knows_faces', 'fewer_seams', 'in_every_bucket', 'theirs_better', 'seeds_of', 'seed_gaps', 'changed',
-           'from_as_many', 'small_then_large', 'counted', 'both_borders', 'longer', 'gated_pays', 'memory',
-           'attention_memory', 'things_back', 'open_records', 'judged', 'claims', 'claim_rows', 'forest']
+           'above', 'Claim', 'weakest', 'has_more', 'has_less', 'values', 'within', 'recovers', 'blends',
+           'dense_specks', 'dense_blobs', 'in_central_more', 'more_than_fills', 'knows_faces', 'fewer_seams',
+           'in_every_bucket', 'theirs_better', 'seeds_of', 'seed_gaps', 'changed', 'from_as_many', 'small_then_large',
+           'counted', 'both_borders', 'longer', 'gated_pays', 'memory', 'attention_memory', 'things_back',
+           'open_records', 'judged', 'claims', 'claim_rows', 'forest']
 
 # %% ../../nbs/lab/ledger.ipynb #0d3b7a81
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..base.core import read_json
 from ..evaluation import row_of
 from ..intervals import FAILS, holds, HOLDS, interval, MISSING, OPEN, over_seeds
 from .readers import seen
-from .records import value
+from .records import difference_of, lead_of, lead_over_seeds, value
 from ..masks import BUCKETS
 
 # %% ../../nbs/lab/ledger.ipynb #0a6ac76d
@@ -46,14 +45,6 @@ def above(interval, level=0.) -> str:
     "As `intervals.holds`, and `MISSING` when there is no interval at all."
     return MISSING if interval is None else holds(interval, level)
 
-# %% ../../nbs/lab/ledger.ipynb #e24e62f7
-def difference_of(a, b):
-    "[mean, low, high] of a - b from the intervals of both, taken as independent; None if one is missing."
-    if not a or not b: return None
-    if None in (*a, *b): return [a[0] - b[0], None, None]
-    down, up = math.hypot(a[0] - a[1], b[2] - b[0]), math.hypot(a[2] - a[0], b[0] - b[1])
-    return [a[0] - b[0], a[0] - b[0] - down, a[0] - b[0] + up]
-
 # %% ../../nbs/lab/ledger.ipynb #4cd5fc56
 @dataclass(frozen=True)
 class Claim:
@@ -65,20 +56,6 @@ class Claim:
     records: tuple  # names of JSON files
     judge: object  # function of these records -> `Answer`
     digits: int = 3  # of the number
-
-# %% ../../nbs/lab/ledger.ipynb #5cac556a
-def lead_of(record, a, b, column, part="all", border="any"):
-    "[mean, low, high] of a - b: pair by pair if one of them is the record's `against`, else by way of it; None if it lacks them."
-    to, row = record["against"], (row_of(record, part, border) or {}).get("against", {})
-    one = lambda k: [0., 0., 0.] if k == to and k in record["methods"] else row.get(k, {}).get(column)
-    return difference_of(one(a), one(b))
-
-# %% ../../nbs/lab/ledger.ipynb #60ffc0f9
-def partners(record, a, b) -> list:
-    "[(a, b)], and the same for each further seed of which the record has a or b (then the first seed of the other). Stages have one seed."
-    if "1of" in a + b: return [(a, b)]
-    pick = lambda k, i: f"{k}_seed{i}" if f"{k}_seed{i}" in record["methods"] else k
-    return list(dict.fromkeys((pick(a, i), pick(b, i)) for i in range(20)))
 
 # %% ../../nbs/lab/ledger.ipynb #fc4758e3
 def weakest(intervals):
@@ -94,7 +71,7 @@ def has_more(column, a, bs, part="all", border="any", sign=1):
     def judge(record):
         own = FAULTS.get(column, column)
         of = own if all(value(record, k, own, part, border) for k in (a, *bs)) else column
-        gaps = [lead_of(record, *o[::sign], of, part, border) for b in bs for o in partners(record, a, b)]
+        gaps = [lead_over_seeds(record, *(a, b)[::sign], of, part, border) for b in bs]
         verdict, more = all_of(map(above, gaps)), [a] if sign > 0 else bs
         faults = of not in FAULTS or all(above(lead_of(record, k, "truth", of, part, border)) == HOLDS for k in more)
         return Answer(weakest(gaps), verdict if faults or verdict != HOLDS else OPEN, values(record, (a, *bs), of, part))
@@ -124,7 +101,7 @@ def recovers(network):
 def blends(network):
     "Rule: the seam is the truth's, give or take a quarter of an ordinary step."
     def judge(sparse):
-        gap = lead_of(sparse, network, "truth", "seam")
+        gap = lead_over_seeds(sparse, network, "truth", "seam")
         return Answer(gap, within(gap, 0.25), values(sparse, (network, "telea", "truth"), "seam"))
     return judge
 
@@ -179,7 +156,7 @@ def in_every_bucket(column, a, bs, sign=1):
     "Rule: a - b (b - a with sign -1) is above 0 for each of `bs` in each of the hole-ratio buckets that the record has, at least three."
     def judge(record):
         parts = [f"{lo:g} to {hi:g}" for lo, hi in BUCKETS if row_of(record, f"{lo:g} to {hi:g}")]
-        gaps = [[lead_of(record, *o[::sign], column, p) for b in bs for o in partners(record, a, b)] for p in parts]
+        gaps = [[lead_over_seeds(record, *(a, b)[::sign], column, p) for b in bs] for p in parts]
         found = [all_of(map(above, g)) for g in gaps]
         verdict = all_of(found) if len(found) > 2 else MISSING
         return Answer(weakest(map(weakest, gaps)), verdict, f"ahead in {found.count(HOLDS)}, behind in {found.count(FAILS)} of {len(found)} buckets")
@@ -231,7 +208,7 @@ def from_as_many(variant, other, keys, plan="networks"):
 def small_then_large(fill, network, column):
     "Rule: how far the fill is behind the network by `column`, less is better, grows from the smallest to the largest bucket."
     def judge(record):
-        small, large = (lead_of(record, fill, network, column, p) for p in ("0.01 to 0.1", "0.5 to 0.6"))
+        small, large = (lead_over_seeds(record, fill, network, column, p) for p in ("0.01 to 0.1", "0.5 to 0.6"))
         gap = difference_of(large, small)
         return Answer(gap, above(gap), f"{small[0]:+.3f} in the smallest, {large[0]:+.3f} in the largest holes" if gap else "")
     return judge
@@ -246,7 +223,7 @@ def counted(hole):
 
 def both_borders(comparison):
     "Ahead of Telea in holes with and without contact to the picture's border."
-    gaps = [lead_of(comparison, "telea", "partial", "l1_hole", border=b) for b in ("with", "without")]
+    gaps = [lead_over_seeds(comparison, "telea", "partial", "l1_hole", border=b) for b in ("with", "without")]
     return Answer(weakest(gaps), all_of(map(above, gaps)), "with and without: " + ", ".join(f"{g[0]:+.3f}" for g in gaps if g))
 
 # %% ../../nbs/lab/ledger.ipynb #b28180f6
