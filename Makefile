@@ -45,7 +45,7 @@ bench: .venv/installed-runtime
 TRIALS ?= --images 128 --seeds 1
 experiments: .venv/installed-dev
 	$(BIN)/pconv lab experiments --scale tiny $(ARGS)
-	for plan in terms networks larger critics; do $(BIN)/pconv lab trials --plan $$plan --out runs/experiments/trials $(TRIALS) || exit 1; done
+	for plan in terms networks larger; do $(BIN)/pconv lab trials --plan $$plan --out runs/experiments/trials $(TRIALS) || exit 1; done
 	$(BIN)/pconv lab bench --quick --out runs/experiments/speed-quick.json
 
 # Run every notebook, store its outputs, export, clean; then README.md from nbs/index.ipynb.

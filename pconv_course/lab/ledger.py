@@ -7,12 +7,13 @@ __all__ = ['FAULTS', 'EARLY', 'FILLS', 'WRITE_UP', 'PAPER', 'SEEN', 'SUSPICIONS'
            'above', 'Claim', 'weakest', 'has_more', 'has_less', 'values', 'within', 'recovers', 'blends',
            'dense_specks', 'dense_blobs', 'in_central_more', 'more_than_fills', 'knows_faces', 'fewer_seams',
            'in_every_bucket', 'theirs_better', 'seeds_of', 'seed_gaps', 'changed', 'from_as_many', 'small_then_large',
-           'counted', 'both_borders', 'longer', 'gated_pays', 'memory', 'attention_memory', 'things_back',
+           'counted', 'both_borders', 'longer', 'gated_pays', 'memory', 'attention_memory', 'things_back', 'one_record',
            'open_records', 'judged', 'claims', 'claim_rows', 'forest']
 
 # %% ../../nbs/lab/ledger.ipynb #0d3b7a81
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 # %% ../../nbs/lab/ledger.ipynb #3df37ea7
@@ -23,7 +24,7 @@ from ..base.core import read_json
 from ..evaluation import row_of
 from ..intervals import FAILS, holds, HOLDS, interval, MISSING, OPEN, over_seeds
 from .readers import seen
-from .records import difference_of, lead_of, lead_over_seeds, value
+from .records import difference_of, lead_of, of_trainings, value
 from ..masks import BUCKETS
 
 # %% ../../nbs/lab/ledger.ipynb #0a6ac76d
@@ -71,7 +72,7 @@ def has_more(column, a, bs, part="all", border="any", sign=1):
     def judge(record):
         own = FAULTS.get(column, column)
         of = own if all(value(record, k, own, part, border) for k in (a, *bs)) else column
-        gaps = [lead_over_seeds(record, *(a, b)[::sign], of, part, border) for b in bs]
+        gaps = [lead_of(record, *(a, b)[::sign], of, part, border) for b in bs]
         verdict, more = all_of(map(above, gaps)), [a] if sign > 0 else bs
         faults = of not in FAULTS or all(above(lead_of(record, k, "truth", of, part, border)) == HOLDS for k in more)
         return Answer(weakest(gaps), verdict if faults or verdict != HOLDS else OPEN, values(record, (a, *bs), of, part))
@@ -101,7 +102,7 @@ def recovers(network):
 def blends(network):
     "Rule: the seam is the truth's, give or take a quarter of an ordinary step."
     def judge(sparse):
-        gap = lead_over_seeds(sparse, network, "truth", "seam")
+        gap = lead_of(sparse, network, "truth", "seam")
         return Answer(gap, within(gap, 0.25), values(sparse, (network, "telea", "truth"), "seam"))
     return judge
 
@@ -156,7 +157,7 @@ def in_every_bucket(column, a, bs, sign=1):
     "Rule: a - b (b - a with sign -1) is above 0 for each of `bs` in each of the hole-ratio buckets that the record has, at least three."
     def judge(record):
         parts = [f"{lo:g} to {hi:g}" for lo, hi in BUCKETS if row_of(record, f"{lo:g} to {hi:g}")]
-        gaps = [[lead_over_seeds(record, *(a, b)[::sign], column, p) for b in bs] for p in parts]
+        gaps = [[lead_of(record, *(a, b)[::sign], column, p) for b in bs] for p in parts]
         found = [all_of(map(above, g)) for g in gaps]
         verdict = all_of(found) if len(found) > 2 else MISSING
         return Answer(weakest(map(weakest, gaps)), verdict, f"ahead in {found.count(HOLDS)}, behind in {found.count(FAILS)} of {len(found)} buckets")
@@ -208,7 +209,7 @@ def from_as_many(variant, other, keys, plan="networks"):
 def small_then_large(fill, network, column):
     "Rule: how far the fill is behind the network by `column`, less is better, grows from the smallest to the largest bucket."
     def judge(record):
-        small, large = (lead_over_seeds(record, fill, network, column, p) for p in ("0.01 to 0.1", "0.5 to 0.6"))
+        small, large = (lead_of(record, fill, network, column, p) for p in ("0.01 to 0.1", "0.5 to 0.6"))
         gap = difference_of(large, small)
         return Answer(gap, above(gap), f"{small[0]:+.3f} in the smallest, {large[0]:+.3f} in the largest holes" if gap else "")
     return judge
@@ -223,7 +224,7 @@ def counted(hole):
 
 def both_borders(comparison):
     "Ahead of Telea in holes with and without contact to the picture's border."
-    gaps = [lead_over_seeds(comparison, "telea", "partial", "l1_hole", border=b) for b in ("with", "without")]
+    gaps = [lead_of(comparison, "telea", "partial", "l1_hole", border=b) for b in ("with", "without")]
     return Answer(weakest(gaps), all_of(map(above, gaps)), "with and without: " + ", ".join(f"{g[0]:+.3f}" for g in gaps if g))
 
 # %% ../../nbs/lab/ledger.ipynb #b28180f6
@@ -418,14 +419,16 @@ SUSPICIONS = [Claim(f"The published code's deviations cause {what}", "suspected 
 CLAIMS = (*WRITE_UP, *PAPER, *SUSPICIONS)
 
 # %% ../../nbs/lab/ledger.ipynb #af95a25d
-def open_records(names, folder) -> list:
+def one_record(path): return of_trainings(read_json(path))
+
+def open_records(names, folder, read=one_record) -> list:
     "The records of these names in `folder`, in order; a name with a * stands for all that match. None if one is missing."
     found = [sorted(Path(folder).glob(f"{n}.json")) for n in names]
-    return [read_json(p) for paths in found for p in paths] if all(found) else None
+    return [read(p) for paths in found for p in paths] if all(found) else None
 
-def judged(claim, folder) -> Answer:
+def judged(claim, folder, read=one_record) -> Answer:
     "What the records in `folder` say about the claim."
-    records = open_records(claim.records, folder)
+    records = open_records(claim.records, folder, read)
     return Answer() if records is None else claim.judge(*records)
 
 # %% ../../nbs/lab/ledger.ipynb #ffd0defb
@@ -434,9 +437,9 @@ def claims(
     which=None,  # the claims; None: `CLAIMS`
 ) -> list:  # a dict per claim: sentence, source, chapter, experiment, number, interval (texts), ends (numbers), verdict, more
     "Every claim with its number and verdict, computed from the records in `results` and nothing else."
-    rows = []
+    rows, read = [], cache(one_record)  # a record once for all claims
     for c in CLAIMS if which is None else which:
-        a = judged(c, results)
+        a = judged(c, results, read)
         number = lambda v: "" if v is None else f"{v:+.{c.digits}f}"
         mean, low, high = a.interval or (None,)*3
         rows.append(dict(sentence=c.sentence, source=c.source, chapter=c.chapter, experiment=c.experiment, number=number(mean),
