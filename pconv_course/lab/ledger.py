@@ -419,7 +419,9 @@ SUSPICIONS = [Claim(f"The published code's deviations cause {what}", "suspected 
 CLAIMS = (*WRITE_UP, *PAPER, *SUSPICIONS)
 
 # %% ../../nbs/lab/ledger.ipynb #af95a25d
-def one_record(path): return of_trainings(read_json(path))
+def one_record(path):
+    "A record, its networks by `of_trainings`."
+    return of_trainings(read_json(path))
 
 def open_records(names, folder, read=one_record) -> list:
     "The records of these names in `folder`, in order; a name with a * stands for all that match. None if one is missing."
