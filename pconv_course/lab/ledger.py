@@ -282,7 +282,7 @@ WRITE_UP = [
     Claim("Color blobs appear in dense regions", "case 1", "22_sparse",
           "scribbles, 1/8 of the training: blobs in fuller masks less those in emptier", ("sparse",), dense_blobs, 2),
     Claim("Specks decrease with more training", "case 1", "22_sparse",
-          "scribbles: specks [%] after 1/8 less those at the end", ("sparse",), has_less("specks", "partial", [EARLY]), 2),
+          "scribbles: specks beyond the truth's [%] after 1/8 less those at the end", ("sparse",), has_less("specks", "partial", [EARLY]), 2),
     Claim("Blobs decrease with more training", "case 1", "22_sparse",
           "scribbles: blobs after 1/8 less those at the end", ("sparse",), has_less("blobs", "partial", [EARLY]), 2)]
 
@@ -309,7 +309,7 @@ WRITE_UP += [
     Claim("From as many pictures, two stages with contextual attention are nearer to the truth than partial convolutions", "asked here", "24_comparison",
           "64 px, both with a critic: our error less theirs, three seeds", ("trials",), from_as_many("attention, critic", "partial, critic", ["hole_l1"])),
     Claim("An eighth of our training leaves more specks than the whole of it", "asked here", "24_comparison",
-          "irregular holes: specks [%] after 1/8 less those at the end", ("comparison",), has_less("specks", "partial", [EARLY]), 2),
+          "irregular holes: specks beyond the truth's [%] after 1/8 less those at the end", ("comparison",), has_less("specks", "partial", [EARLY]), 2),
     Claim("… and more color mismatch", "asked here", "24_comparison",
           "irregular holes: mismatch after 1/8 less that at the end", ("comparison",), has_less("colour", "partial", [EARLY]), 2),
     Claim("Six scenes finished by DeepFill v2 are nearer to their truth than ours", "asked here", "24_comparison",
@@ -321,7 +321,7 @@ WRITE_UP += [
 # %% ../../nbs/lab/ledger.ipynb #b51122b1
 WRITE_UP += [
     Claim("Partial convolutions effectively reduce mask-shape artifacts", "insights", "24_comparison",
-          "irregular holes: seam of plain convolutions less ours", ("comparison",), fewer_seams),
+          "irregular holes: distance of the seam from the truth's, plain convolutions less ours", ("comparison",), fewer_seams),
     Claim("Even limited training yields semantic understanding of faces", "insights", "23_large_central",
           "a training of the original's length", (), unmeasured("the original saw hundreds of times as many pictures as an eighth of our training")),
     Claim("An eighth of our training knows structure", "asked here", "23_large_central",
