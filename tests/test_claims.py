@@ -105,7 +105,7 @@ READS = {  # the beginning of a sentence: the columns that it is about
     "Blends": "seam", "The network that ships blends": "seam", "… and recovers": "detail", "The network that ships knows": "l1_hole detail", "Recovers details": "detail", "… more than continuing": "detail", "Rainbow specks": "specks", "Color blobs": "blobs", "Specks decrease": "specks",
     "Blobs decrease": "blobs", "Even with minimal": "l1_hole detail", "… and symmetry": "symmetry", "Borders": "seam", "Color matching": "colour", "An eighth of our training leaves": "specks",
     "… and more color mismatch": "colour", "Partial convolutions eff": "seam", "An eighth of our training knows": "l1_hole detail", "Longer": "psnr", "Robust": "psnr", "… by PSNR": "psnr", "… by LPIPS": "lpips", "Patch-based": "lpips", "… and local": "detail",
-    "Traditional": "l1_hole", "Gated": "l1_hole", "… at equal work": "l1_hole", "Less error": "l1", "… and where half": "l1_hole",
+    "Traditional": "l1_hole", "Gated": "l1_hole", "… at equal work": "l1_hole", "Less error": "l1", "… and where half": "l1_hole", "… in large central": "l1_hole",
     "Plain convolutions": "colour", "… and details": "detail", "Works at any": "l1_hole", "… and by LPIPS": "lpips"}
 
 
