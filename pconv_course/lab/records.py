@@ -76,12 +76,12 @@ def of_trainings(record) -> dict:
     if not any("_seed" in k for k in record.get("methods", ())): return record
     to, kinds = record["against"], {k: trainings(record, k) for k in record["methods"] if "_seed" not in k}
     def lead(row, a, b): return {c: difference_of(v, row[b].get(c)) for c, v in row[a].items()} if b != to else row[a]
-    def pooled(row, k, found):
+    def pooled(row, k):
         n = max(len(kinds[k]), len(kinds[to]))
-        each = [found(row, *(names[i] if i < len(names) else names[0] for names in (kinds[k], kinds[to]))) for i in range(n)]
+        each = [lead(row, *(names[i] if i < len(names) else names[0] for names in (kinds[k], kinds[to]))) for i in range(n)]
         return each[0] if n == 1 else over_trainings(each)
     rows = [r | dict(methods={k: over_trainings([r["methods"][o] for o in v]) if len(v) > 1 else r["methods"][k] for k, v in kinds.items()},
-                     against={k: pooled(r["against"], k, lead) for k in kinds if k != to}) for r in record["rows"]]
+                     against={k: pooled(r["against"], k) for k in kinds if k != to}) for r in record["rows"]]
     title = lambda k, n: record["methods"][k]["title"] + (f" ({n} seeds)" if n > 1 else "")
     return record | dict(rows=rows, methods={k: record["methods"][k] | dict(title=title(k, len(v))) for k, v in kinds.items()})
 
