@@ -227,7 +227,8 @@ def default_size(networks, faces):
 def _network(path, name, device):
     "The `Method` of a network; a checkpoint of somebody else is converted first."
     from pconv_course.evaluation import network
-    if not path.endswith((".pth", ".pt", ".ckpt")): return network(path, name, device)
+    from pconv_course.weights import PICKLES
+    if not path.lower().endswith(PICKLES): return network(path, name, device)
     from pconv_course.tools.convert import convert
     stem = os.path.splitext(os.path.basename(path))[0]
     with tempfile.TemporaryDirectory() as folder:
