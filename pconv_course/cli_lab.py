@@ -71,7 +71,7 @@ def _check_record(path):
 
 # %% ../nbs/cli_lab.ipynb #144ff85d
 def trials_cmd(
-    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes), loss (the six terms and cheaper ones), weights (how heavy the features may be), terms (six terms, a critic, or neither), networks (who is told the hole) or larger (the best two of these at 128 px)
+    plan: str = "steps",  # which question: steps (rates, schedules, batches, sizes), loss (the six terms and cheaper ones), weights (how heavy the features may be), terms (six terms, a critic, or neither), networks (who is told the hole), larger (the best two of these at 128 px) or critics (how a critic is set up)
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
     out: str = "runs/trials",  # folder of the finished trials; run the same command again to go on after an interruption
     record: str = None,  # JSON file for the record of the plan, such as trials.json; the table alone when absent

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'SCALED', 'WEIGHTS_HERE', 'PHOTOS', 'HOLES', 'PLANS', 'SCORES', 'OFTEN', 'two_phases', 'cosine', 'steps_plan',
            'late', 'loss_plan', 'weights_plan', 'pulls', 'fills', 'terms_plan', 'filled', 'mean_lpips', 'looks',
-           'networks_plan', 'by_kind', 'larger_plan', 'run_trials']
+           'networks_plan', 'by_kind', 'larger_plan', 'critics_plan', 'run_trials']
 
 # %% ../../nbs/lab/plans.ipynb #9ae3ebe8
 from dataclasses import replace
@@ -126,7 +126,7 @@ def networks_plan():
 HOLES = ('sparse', 'stroke', 'rectangle', 'central', 'half')  # kinds of chapter 02, apart
 
 def by_kind(net, held):
-    "The end scores of the fifth and the sixth plan: mean error in the hole and, where its weights are at hand, LPIPS, for each kind of `HOLES`."
+    "The end scores of the plans from the fifth on: mean error in the hole and, where its weights are at hand, LPIPS, for each kind of `HOLES`."
     n, found = len(held.gt), {}
     for kind in HOLES:
         m = MaskBank.make(n, held.gt.shape[-1], 10**6 + 2, kind).fixed(n, 2)
@@ -139,9 +139,19 @@ def larger_plan():
     "The best two networks of the fifth plan that have no critic, from photographs of 128 px."
     return TrialPlan('larger', replace(PHOTOS, size=128, bs=8), 5120, (Variant('partial', seeds=3), Variant('gated', dict(network='gated', width=23), seeds=3)))
 
+# %% ../../nbs/lab/plans.ipynb #1fd5fb28
+def critics_plan():
+    "How is a critic best set up? One setting changed at a time, from photographs of 64 px."
+    def critic(**new): return dict(critic=CriticSpec(**(dict(width=32) | new)))
+    changed = {'weight .03': dict(weight=.03), 'weight .3': dict(weight=.3), 'no matching': dict(matching=0.), 'rate 1e-3': dict(lr=1e-3), 'critic of width 64': dict(width=64)}
+    return TrialPlan('critics', replace(PHOTOS, precision='bf16'), 10240, (
+        Variant('partial', seeds=3), Variant('partial, critic', critic(), seeds=3), *(Variant(k, critic(**v), seeds=3) for k, v in changed.items()),
+        Variant('network of width 48', critic() | dict(width=48), seeds=3)))
+
 # %% ../../nbs/lab/plans.ipynb #5c9529cc
-PLANS = dict(steps=lambda features: steps_plan(), loss=loss_plan, weights=weights_plan, terms=terms_plan, networks=lambda features: networks_plan(), larger=lambda features: larger_plan())
-SCORES, OFTEN = dict(weights=fills, networks=by_kind, larger=by_kind), dict(terms=looks, networks=looks, larger=looks)
+PLANS = dict(steps=lambda features: steps_plan(), loss=loss_plan, weights=weights_plan, terms=terms_plan, networks=lambda features: networks_plan(),
+             larger=lambda features: larger_plan(), critics=lambda features: critics_plan())
+SCORES, OFTEN = dict(weights=fills) | dict.fromkeys(('networks', 'larger', 'critics'), by_kind), dict.fromkeys(('terms', 'networks', 'larger', 'critics'), looks)
 
 # %% ../../nbs/lab/plans.ipynb #1dfd160e
 def run_trials(
