@@ -146,6 +146,10 @@ def hash01(text, seed=0):
     "A number in [0, 1) that depends on nothing but the text and the seed."
     return int(sha256_of(f"{seed}/{text}".encode())[:13], 16)/16**13
 
+def person(i):
+    "The id `i` without the version that `prepare` may have made of it: whose face it is."
+    return re.sub(r"^version-\d+/", "", i)
+
 def in_ranges(text):
     "A test whether an id ends in a number of the ranges '800-898' or '0-9,800-898'; None if `text` is no such list."
     if not re.fullmatch(r"\d+-\d+(,\d+-\d+)*", text): return None
@@ -159,13 +163,14 @@ def split_ids(
     valid=0.1,  # held out: a fraction, ranges of the number an id ends in ('800-898', '0-9,50-59'), or a list of ids
     seed=0,  # of the hash, when `valid` is a fraction
 ) -> tuple:
-    "(ids to train on, ids held out), each in the order of `ids`. Raises `InputError` when a side would be empty."
+    "(ids to train on, ids held out, without their versions), each in the order of `ids`. Raises `InputError` when a side would be empty."
     if not len(ids): raise InputError("there are no faces to split; name a source that has some")
     if isinstance(valid, str) and (test := in_ranges(valid.replace(" ", ""))): held = {i for i in ids if test(i)}
     elif isinstance(valid, (list, tuple, set)): held = set(valid)
     else: held = held_fraction(ids, valid, seed)
     if unknown := sorted(map(str, held - set(ids))): raise InputError(f"no face has the id {unknown[0]!r}; ids look like {ids[0]!r}")
-    sides = [i for i in ids if i not in held], [i for i in ids if i in held]
+    held = {person(i) for i in held}
+    sides = [i for i in ids if person(i) not in held], [i for i in ids if i in held]
     if not all(sides): raise InputError(f"valid={reprlib.repr(valid)} leaves {len(sides[0])} faces to train on and {len(sides[1])} to hold out; "
                                         f"choose another split (ids look like {ids[0]!r})")
     return sides
@@ -176,7 +181,7 @@ def held_fraction(ids, fraction, seed):
     try: fraction = float(fraction)
     except (TypeError, ValueError): fraction = -1
     if not 0 < fraction < 1: raise InputError("valid must be a fraction between 0 and 1, ranges of numbers such as '800-898', or a list of ids")
-    return {i for i in ids if hash01(i, seed) < fraction} or {min(ids, key=lambda i: hash01(i, seed))}
+    return {i for i in ids if hash01(person(i), seed) < fraction} or {min(ids, key=lambda i: hash01(person(i), seed))}
 
 # %% ../nbs/03_data.ipynb #790f0eed
 def epoch_order(n, seed, epoch):
@@ -315,7 +320,7 @@ def open_faces(src, size, n=None, seed=0):
         faces = FaceFiles(src, check_size(size))
         if text := left_out(src, faces.aside): warnings.warn(text, FaceWarning, stacklevel=3)
     if n is None or n >= len(faces): return faces
-    return faces.subset(sorted(sorted(faces.ids, key=lambda i: hash01(i, f"sample {seed}"))[:n]))
+    return faces.subset(sorted(sorted(faces.ids, key=lambda i: hash01(person(i), f"sample {seed}"))[:n]))
 
 # %% ../nbs/03_data.ipynb #81a892f7
 def face_dls(
