@@ -17,12 +17,13 @@ from PIL.PngImagePlugin import PngInfo
 from calling import pconv
 from pconv_course import inpainting
 from pconv_course.base import core, photos, pictures
-from pconv_course.base.core import InputError, atomic_path, read_json
+from pconv_course.base.core import InputError, alone_in, atomic_path, read_json
 from pconv_course.base.faces import draw_face
 from pconv_course.cli import run_jobs
 from pconv_course.data import face_dls
 from pconv_course.inpainting import inpaint, inpaint_file, pair_files
 from pconv_course.masks import load_masks
+from pconv_course.runs.checkpoint import save_checkpoint
 from pconv_course.tools import ffhq
 from pconv_course.tools.prepare import prepare
 
@@ -349,6 +350,25 @@ def test_what_is_replaced_keeps_its_rights(tmp_path):
     fill(save(tmp_path/"p.png", noise()), mask_file(tmp_path/"m.png"), tmp_path/"o.png", overwrite=True)
     assert mode_of(tmp_path/"o.png") == "0o600"
     with atomic_path(tmp_path/"o.png") as tmp: assert mode_of(tmp) == "0o600", "also while it is being written"
+
+
+@pytest.mark.parametrize("umask,want", [(0o022, "0o644"), (0o077, "0o600"), (0o002, "0o664")])
+def test_weights_and_checkpoints_too(umask, want, tmp_path):
+    "safetensors puts a file of its own, for its owner alone, in the place of the one that it is told."
+    was = os.umask(umask)
+    try:
+        for _ in range(2): save_checkpoint(tmp_path/"checkpoint.safetensors", dict(a=torch.zeros(3)))
+        assert {mode_of(p) for p in tmp_path.iterdir()} == {want}
+        (tmp_path/"checkpoint.safetensors").chmod(0o640)
+        for _ in range(2): save_checkpoint(tmp_path/"checkpoint.safetensors", dict(a=torch.zeros(3)))
+        assert {mode_of(p) for p in tmp_path.iterdir()} == {"0o640"}
+    finally: os.umask(was)
+
+
+def test_what_safetensors_left_behind_is_swept(tmp_path):
+    for name in (".tmpAb12Cd", ".tmp", ".tmpfolders", "x.tmpAb12Cd"): (tmp_path/name).write_bytes(b"half")
+    with alone_in(tmp_path): pass
+    assert {p.name for p in tmp_path.iterdir()} == {".tmp", ".tmpfolders", "x.tmpAb12Cd"}
 
 
 # F16: masks lie on their side, too

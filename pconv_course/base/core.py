@@ -58,12 +58,13 @@ def atomic_path(
     path, tmp = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.stat().st_mode if path.exists() else None
         name = path.parent/fit_name(f".{path.stem}", f"-{secrets.token_hex(4)}{path.suffix}", path.parent)
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if path.exists() else 0o666))
-        tmp = name
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if kept is None else 0o600))
+        tmp, new = name, name.stat().st_mode
         yield tmp
         with open(tmp, "rb+") as f: os.fsync(f.fileno())
-        if path.exists(): tmp.chmod(path.stat().st_mode & 0o7777)
+        if tmp.stat().st_mode != (mode := new if kept is None else kept): tmp.chmod(mode & 0o7777)  # safetensors puts a file of its own in place
         os.replace(tmp, path)
     except OSError as e:
         todo = "choose a shorter name" if e.errno == errno.ENAMETOOLONG else "free some space or choose a folder you may write to"
@@ -316,7 +317,7 @@ def alone_in(folder):
     try:
         with suppress(OSError): path.write_text(f'{os.getpid()}')
         for p in path.parent.rglob('.*'):
-            if re.search(r'-[0-9a-f]{8}\.\w+$', p.name) and p.is_file(): p.unlink(missing_ok=True)  # half written by `atomic_path` when it was killed
+            if re.search(r'-[0-9a-f]{8}\.\w+$|^\.tmp\w{6}$', p.name) and p.is_file(): p.unlink(missing_ok=True)  # half written by `atomic_path` or safetensors when it was killed
         yield
     finally:
         with suppress(OSError): path.unlink(missing_ok=True)
