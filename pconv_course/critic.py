@@ -7,6 +7,7 @@ __all__ = ['CriticSpec', 'Critic', 'hole_patches', 'in_hole', 'critic_loss', 'ad
            'settle', 'CriticCallback', 'RunCritic', 'CoarseCallback']
 
 # %% ../nbs/15_critic.ipynb #1d741442
+import copy
 import math
 from dataclasses import dataclass, fields
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode
+from fastai.callback.schedule import LRFinder
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
@@ -152,6 +154,7 @@ class CriticCallback(Callback):
     "Trains a critic beside the network and adds what it says to the network's loss; its terms of the last batch are in `terms`."
     order, run_valid = 11, False  # after mixed precision has left autocast and pieces were weighed, before anybody looks at the loss
     whole, pieces, acts = True, 1, True  # is a step complete with the batch at hand? in how many pieces? is there a critic now?
+    to_put_back = None  # state and steps from before a search for a learning rate
     def __init__(self,
         spec=CriticSpec(),  # a `CriticSpec`
         size=64,  # of the pictures, px
@@ -163,7 +166,30 @@ class CriticCallback(Callback):
             self.net = Critic(size, spec.width, spec.spectral)
         self.adam = FusedAdam(self.net.parameters(), lr=spec.lr, mom=0., sqr_mom=.99)
 
-    def before_fit(self): self.net.to(next(self.model.parameters()).device)
+# %% ../nbs/15_critic.ipynb #26b5eb60
+@patch
+def state(self: CriticCallback):
+    "Its weights and what its optimizer remembers."
+    return dict(model=self.net.state_dict(), opt=optimizer_state(self.adam))
+
+@patch
+def load(self: CriticCallback, state, device):
+    "Put back what `state` gave."
+    self.net.to(device).load_state_dict(state['model'])
+    restore_optimizer(self.adam, state['opt'])
+
+@patch
+def before_fit(self: CriticCallback):
+    self.net.to(next(self.model.parameters()).device)
+    if any(isinstance(cb, LRFinder) for cb in self.learn.cbs): self.to_put_back = copy.deepcopy(self.state()), self.steps
+
+@patch
+def after_fit(self: CriticCallback):
+    "A search for a learning rate leaves the critic as it was, too."
+    if self.to_put_back is None: return
+    state, self.steps = self.to_put_back
+    self.load(state, next(self.net.parameters()).device)
+    self.to_put_back = None
 
 # %% ../nbs/15_critic.ipynb #98a3610e
 @patch(as_prop=True)
@@ -233,10 +259,6 @@ class RunCritic(CriticCallback):
         self.job.extra = self.terms
 
     def count_step(self): pass
-    def state(self): return dict(model=self.net.state_dict(), opt=optimizer_state(self.adam))
-    def load(self, state, device):
-        self.net.to(device).load_state_dict(state['model'])
-        restore_optimizer(self.adam, state['opt'])
 
 # %% ../nbs/15_critic.ipynb #1158fb06
 class CoarseCallback(Callback):

@@ -283,7 +283,7 @@ class Through(nn.Module):
 
 def recipe_model(r):
     "The network of the recipe `r`, initialised from its seed. Raises `InputError` when batch norm would see single values."
-    if r.bs == 1 and 2**r.depth >= r.size: raise InputError(f'recipe {r.name!r}: bs=1 leaves batch norm one value per channel; give bs of 2 or more')
+    if r.bs == r.accumulate and 2**r.depth >= r.size and r.network != 'attention': raise InputError(f'recipe {r.name!r}: one picture at a time leaves batch norm one value per channel; give bs of {2*r.accumulate} or more')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
         net = build_unet(dict(depth=r.depth, width=r.width, **(dict(formula=r.formula) if r.network == 'partial' else dict(network=r.network)), **(dict(doublings=r.doublings) if r.network == 'fine' else {})), r.impl)

@@ -249,6 +249,19 @@ def test_a_critic_learns_to_tell():
     assert abs(seen[0][2] - 4*LN2) < 0.2 and sum(o[2] for o in seen[-8:])/8 < 0.92*4*LN2
 
 
+def test_a_search_for_a_learning_rate_leaves_the_critic_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    judge = CriticCallback(SMALL, size=16)
+    learn = pconv_learner(face_dls(n=24, size=16, bs=4, device="cpu"), MaskBank.make(8, 16), model=build_unet(dict(depth=3, width=4)), cbs=[judge])
+    for steps in (0, 5):
+        was, begun = {k: v.clone() for k, v in judge.net.state_dict().items()}, judge.steps
+        with learn.no_bar(): learn.lr_find(num_it=8, show_plot=False)
+        assert judge.steps == begun == steps and judge.to_put_back is None
+        assert_close(judge.net.state_dict(), was, rtol=0, atol=0)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        assert judge.steps == steps + 5 and any(not torch.equal(v, was[k]) for k, v in judge.net.state_dict().items())
+
+
 def test_without_r1_and_with_it_every_few_steps():
     calls = []
     import pconv_course.critic as module
@@ -440,6 +453,8 @@ def test_a_start_with_damaged_checkpoints_says_what_to_start_from(judged, tmp_pa
 def test_rehearsal_counts_steps_with_and_without_critic():
     cost = rehearsal(replace(JUDGED, n_faces=60, bs=6), steps=2)[1]
     assert cost['epochs'] == 3 and cost['images_per_s'] > 0
+    without = rehearsal(replace(JUDGED, critic=None, phases=(Phase(1e-3),), n_faces=60, bs=6), steps=2)[1]
+    assert cost['memory']['features'] > 1.2*without['memory']['features'], 'what the critic keeps for its backward counts, too'
 
 
 # pieces and processes

@@ -26,7 +26,7 @@ from pconv_course.runs.progress import BarReport, LineReport, reporter
 from pconv_course.runs.run import TrainingInterrupted, read_log
 from pconv_course.training import Position, RestOfEpoch, rng_state, total_epochs
 from pconv_course.fast import FastPConvUNet
-from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_with)
+from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_model, recipe_with)
 from pconv_course.runs.train import train
 from pconv_course.training import RunCallback, average_decay, fit_recipe, learning_rate, phase_part
 from pconv_course.weights import load_model
@@ -110,6 +110,14 @@ def test_best_is_the_papers_network_for_less():
     a, b = PRESETS['paper'], PRESETS['best']
     assert all(getattr(a, k) == getattr(b, k) for k in ('size', 'depth', 'width', 'formula', 'features', 'weights', 'per', 'masks'))
     assert 3*total_epochs(b) <= total_epochs(a) + 1 and b.features_reduce == 2 and b.ema > 0
+
+
+def test_single_pictures_are_refused_before_the_first_step():
+    "Batch norm over the one pixel of one picture has nothing to norm by; a network without it can do that."
+    small = replace(TINY, size=32, depth=5, bs=4)
+    for r in (replace(small, bs=1), replace(small, accumulate=4)):
+        with pytest.raises(InputError, match='one picture at a time .* give bs of [28] or more'): recipe_model(r)
+    assert recipe_model(replace(small, accumulate=2)) and recipe_model(replace(small, depth=4, bs=1)) and recipe_model(replace(small, network='attention', bs=1))
 
 
 def test_features_of_the_reduced_picture():
