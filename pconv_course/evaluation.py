@@ -149,6 +149,7 @@ class Results:
         whole = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.is_file() else [header]
         if whole[:1] != [header]: raise InputError(f"{self.path.name} is not a table of this command; choose another --out, or move it away")
         self.keep(line for line in whole[1:] if len(next(csv.reader([line]), ())) == len(self.fields))
+        if whole == [header, *self.lines.values()] and self.path.is_file(): return
         with atomic_path(self.path) as tmp: tmp.write_text("\n".join([header, *self.lines.values(), ""]), encoding="utf-8")
 
     def keep(self, lines): self.lines |= {(r[0], int(r[2])): line for line in lines for r in csv.reader([line])}
@@ -354,6 +355,10 @@ def open_record(file) -> dict:
     if isinstance(r, dict) and {"pairs_sha256", "methods", "distances", "notes", "settings"} <= r.keys(): return r
     raise InputError(f"{file} is no record of an evaluation; give a JSON file that pconv evaluate wrote")
 
+def of_other_pairs(out):
+    "The error for an `out` that is taken."
+    return InputError(f"{out} holds an evaluation of other pairs; choose another --out, or move it away")
+
 def earlier(out, pairs, results) -> dict:
     "The record at `out`, one without a method where there is none or its list was longer or shorter. Raises `InputError` when it is something else, or about other pairs."
     none = dict(methods={}, distances={})
@@ -361,7 +366,7 @@ def earlier(out, pairs, results) -> dict:
     if (r := open_record(out))["pairs_sha256"] == pairs.sha256: return r
     rows = [(results.row(k, i), key) for k in r["methods"] for i, key in enumerate(pairs.keys[:r["settings"]["pairs"]])]
     if all(row and row["key"] == key for row, key in rows): return none
-    raise InputError(f"{out} holds an evaluation of other pairs; choose another --out, or move it away")
+    raise of_other_pairs(out)
 
 # %% ../nbs/19_evaluation.ipynb #0d59b5ea
 def evaluate(
@@ -384,7 +389,7 @@ def evaluate(
     check_against(against, infos)
     run_methods(methods, pairs, results, lpips, progress)
     same = lambda k: infos.get(k, {}).get("sha256") == old["methods"].get(k, {}).get("sha256")
-    distances = {k: v for k, v in old["distances"].items() if same(k)} | ({k.name: set_distances(k, pairs, inception) for k in methods} if inception else {})
+    distances = {k: v for k, v in old["distances"].items() if same(k)} | ({k.name: set_distances(k, pairs, inception, seed) for k in methods} if inception else {})
     record = record_of(results, infos, pairs.info, pairs.sha256, against, seed, distances, notes)
     write_record(out, record)
     return record
@@ -404,14 +409,18 @@ def join_records(
     for r in records:
         if twice := [k for k, v in r["methods"].items() if infos.setdefault(k, v)["sha256"] != v["sha256"]]: raise InputError(f"two methods are called {twice[0]!r}; evaluate one again as OTHER=PATH")
     check_against(against, infos)
-    results = Results(out.with_suffix(".csv"))
+    if out.is_file() and open_record(out)["pairs_sha256"] != records[0]["pairs_sha256"]: raise of_other_pairs(out)
+    lines = []
     for f, r in zip(files, records):
-        part, n = Results(Path(f).with_suffix(".csv")), range(r["settings"]["pairs"])
+        if not (table := Path(f).expanduser().with_suffix(".csv")).is_file(): raise InputError(f"{table.name} is not beside {Path(f).name}; run that evaluation again")
+        part, n = Results(table), range(r["settings"]["pairs"])
         for k in r["methods"]:
             keys = [(part.row(k, i) or {}).get("key", "") for i in n]
             if list_hash(r["settings"]["size"], keys) != r["pairs_sha256"]: raise InputError(f"{part.path.name} lacks rows of {k}; run that evaluation again")
-            results.add([part.lines[k, i] for i in n])
+            lines += [part.lines[k, i] for i in n]
         distances, notes = distances | r["distances"], notes | dict.fromkeys(r["notes"])
+    results = Results(out.with_suffix(".csv"))
+    results.add(lines)
     record = record_of(results, infos, records[0]["settings"], records[0]["pairs_sha256"], against, seed, distances, notes)
     write_record(out, record)
     return record
@@ -432,6 +441,7 @@ def set_distances(
     method,  # a `Method`
     pairs,  # `Pairs`
     inception,  # feature extractor: uint8 (B,3,H,W) -> (B,F)
+    seed=0,  # of the subsets that KID is the mean of
 ) -> dict:
     "FID and KID of torchmetrics between true pictures and fills, with their number n; every pair is filled once more."
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -443,7 +453,9 @@ def set_distances(
         gt, _, comp, _ = fill_pairs(method, pairs, range(at, min(at + 16, len(pairs))))
         for x, real in ((gt, True), (comp, False)):
             for metric in (fid, kid): metric.update(x.mul(255).round().byte(), real=real)
-    mean, spread = kid.compute()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, spread = kid.compute()
     return dict(fid=round(fid.compute().item(), 4), kid=round(mean.item(), 6), kid_std=round(spread.item(), 6), n=len(pairs))
 
 # %% ../nbs/19_evaluation.ipynb #9a6f2629
@@ -461,7 +473,7 @@ def score(self: HeldOut, model, bs=64):
     "Mean held-out loss, hole-L1 and PSNR of `model`, in float32."
     total, n = dict(loss=0., hole_l1=0., psnr=0.), len(self.gt)
     for gt, m in zip(self.gt.split(bs), self.m.split(bs)):
-        out, _ = inpaint_batch(model, gt, m)
+        out = inpaint_batch(model, gt, m)[0].cpu()
         values = dict(loss=self.loss(out, gt, m), hole_l1=hole_l1_error(out, gt, m), psnr=psnr(out, gt, m))
         for k, v in values.items(): total[k] += float(v)*len(gt)/n
     return {k: round(v, 5) for k, v in total.items()}
@@ -471,7 +483,7 @@ def fill_texture(net, held, bs=8):
     "Mean `texture` in the holes of a `HeldOut` when `net` has filled them, over that of the truth."
     ours = theirs = 0.
     for gt, m in zip(held.gt.split(bs), held.m.split(bs)):
-        with torch.no_grad(): comp = compose(gt, inpaint_batch(net, gt, m)[0].clamp(0, 1), m)
+        with torch.no_grad(): comp = compose(gt, inpaint_batch(net, gt, m)[0].cpu().clamp(0, 1), m)
         for g, c, hole in zip(gt.permute(0, 2, 3, 1).numpy(), comp.permute(0, 2, 3, 1).numpy(), m[:, 0].numpy() < .5):
             ours, theirs = ours + texture(c)[hole].mean(), theirs + texture(g)[hole].mean()
     return round(float(ours/theirs), 4)

@@ -659,6 +659,16 @@ def test_join_is_the_evaluation_of_both(pairs, tmp_path):
     with pytest.raises(InputError, match="lacks rows of a"): evaluation.join_records([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"ab.json")
 
 
+def test_a_join_that_fails_writes_nothing(pairs, tmp_path):
+    other = pairs_module.open_pairs(size=32, limit=20, seed=1)
+    for k, p in (("a", pairs), ("b", pairs), ("c", other)): evaluation.evaluate([method(k)], p, tmp_path/f"{k}.json", progress=False)
+    (tmp_path/"b.csv").unlink()
+    was = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="b.csv is not beside b.json"): evaluation.join_records([tmp_path/"a.json", tmp_path/"b.json"], tmp_path/"ab.json")
+    with pytest.raises(InputError, match="evaluation of other pairs; choose another --out"): evaluation.join_records([tmp_path/"a.json"], tmp_path/"c.json")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == was
+
+
 KILLED = """
 import os, sys, torch
 torch.set_num_threads(1)
@@ -833,6 +843,8 @@ def test_fid_and_kid_with_a_stand_in(pairs, tmp_path):
     r = evaluation.evaluate(methods, pairs, tmp_path/"s.json", inception=Quarters(), progress=False)
     d = r["distances"]
     assert abs(d["truth"]["fid"]) < 1e-4 < d["mean"]["fid"] and d["mean"]["n"] == 20
+    again = [evaluation.set_distances(methods[1], pairs, Quarters(), seed) for seed in (0, 0, 1)]
+    assert d["mean"] == again[0] == again[1] and again[1]["kid"] != again[2]["kid"]  # whose subsets are drawn
     gt, m = pairs.batch(range(20))
     a, b = (Quarters()(o.mul(255).round().byte()).double().numpy() for o in (gt, metrics.as_saved(metrics.mean_fill(gt, m))))
     ca, cb = np.cov(a.T), np.cov(b.T)
