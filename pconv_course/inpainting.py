@@ -26,7 +26,7 @@ from .base.photos import FORMATS, Photo, PhotoWarning, read_pair, save_photo
 from .base.pictures import list_pictures, top_of
 from .base.show import HOLE
 from .masks import hole_ratio
-from .weights import load_model, load_pretrained, on_device, weights_file
+from .weights import load_model, on_device, weights_dir, weights_file
 from .windows import repair
 
 # %% ../nbs/21_inpainting.ipynb #05999c7a
@@ -46,8 +46,7 @@ def open_model(
     "The network and the side of what it gets. Raises `InputError` when there is no network to be had."
     to, config = device or ("cuda" if torch.cuda.is_available() else "cpu"), {}
     if isinstance(model, tuple): model, config = model
-    elif model is None: model, config = load_pretrained(device=to, say=None)
-    elif isinstance(model, (str, Path)):
+    elif isinstance(model := weights_dir()/"faces.safetensors" if model is None else model, (str, Path)):
         path, file = Path(model).expanduser(), weights_file(model)
         model, config = _load(path, file.stat().st_mtime if file.is_file() else 0, to)
     if not callable(model): raise InputError(f"a model of type {type(model).__name__} can't be used; give a run folder, model.safetensors or a network")

@@ -111,7 +111,7 @@ def interval(
     seed=0,  # of the bootstrap
     over=None,  # as in `bootstrap`
 ):  # (K,3); for one quantity a list of three, None for ends that can't be told
-    "Means and both ends of their 95 % intervals, over what repeats."
+    "Means and both ends of their 95 % intervals, over what repeats; no ends where all rows share one group, a single mask say, which tells nothing of others."
     table = np.asarray(values, np.float64).reshape(len(values), -1)
     kinds = group_kinds(groups, len(table))
     mean, se, df = standard_error(table, kinds, over)

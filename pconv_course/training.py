@@ -289,7 +289,7 @@ def fit_recipe(
     num_workers=0,  # processes that read ahead
     cbs=None,  # further callbacks, for this fit
 ) -> PConvLearner:  # with the averaged weights in its network, if the recipe keeps any
-    "Train by a recipe in memory; nothing is written. Raises `InputError`."
+    "Train by a recipe in memory; nothing is written, and a critic begins anew. Raises `InputError`."
     run = Training(recipe)
     with generators_kept():
         learn = recipe_learner(recipe, data, device, num_workers)

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from fastai.callback.core import CancelFitException
 from fastai.torch_core import get_model
+from torch import nn
 
 # %% ../../nbs/runs/rehearsal.ipynb #e2f2b7a5
+from ..critic import r1_penalty
 from ..fast import saved_bytes
 from ..training import Position, RestOfEpoch, RunCallback, steps_of_epoch
 
@@ -39,9 +41,14 @@ def memory_of(run, learn):
     net, (gt, *_) = get_model(learn.model), learn.dls.train.one_batch()
     gt = gt[:max(1, len(gt)//run.pieces)]
     m = learn.mask.train_masks(len(gt), 0, 0, gt.device)
-    kept = saved_bytes(lambda: learn.loss_func(net(torch.where(m > 0.5, gt, 0.), m), gt, m), net)
+    critic = run.critic and run.critic.net.to(gt.device)
+    def step():
+        out = net(torch.where(m > 0.5, gt, 0.), m)
+        terms = [learn.loss_func(out, gt, m)]
+        return terms + [run.critic.judge(out, gt, m), r1_penalty(critic, gt, m)] if critic else terms
+    kept = saved_bytes(step, nn.ModuleList([net, critic] if critic else [net]))
     weights = sum(p.numel()*p.element_size() for p in net.parameters())*(5 if run.recipe.ema else 4)
-    if run.critic: weights += 4*sum(p.numel()*p.element_size() for p in run.critic.net.parameters())
+    if critic: weights += 4*sum(p.numel()*p.element_size() for p in critic.parameters())
     return dict(weights=weights, features=kept, peak=torch.cuda.max_memory_allocated(gt.device) if gt.is_cuda else None)
 
 # %% ../../nbs/runs/rehearsal.ipynb #143c2c28

@@ -26,6 +26,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from matplotlib.cbook import get_sample_data
 from PIL import Image
+from scipy.special import stdtrit
 
 # %% ../../nbs/tools/demo.ipynb #2f94d766
 from ..base.core import alone_in, atomic_path, InputError, provenance, read_json, sha256_of, text_table, write_json
@@ -66,12 +67,13 @@ METHODS = dict(mean="the mean colour", telea="Telea's method", ours="our network
 def demo_verdict(row) -> str:
     "One sentence about who is ahead in a row of `score_row`, by the paired difference in PSNR between ours and Telea."
     d, e = row["against_telea"]["ours"].values()
+    reach = e and stdtrit(row["n"] - 1, 0.975)*e  # Student's interval, as in chapter 12
     best = max(row["methods"], key=lambda k: row["methods"][k]["ssim"])
     also = f"by SSIM {METHODS[best]} is the best of the {'three' if len(row['methods']) == 3 else len(row['methods'])}"
-    if e is None or abs(d) <= 2*e:
-        return f"no clear winner between our network and Telea's method ({d:+.2f} dB, within twice its standard error); {also}"
+    if e is None or abs(d) <= reach:
+        return f"no clear winner between our network and Telea's method ({d:+.2f} dB, within its 95 % interval); {also}"
     first, second = ("ours", "telea") if d > 0 else ("telea", "ours")
-    return f"{METHODS[first]} is ahead of {METHODS[second]} by {abs(d):.2f} ± {2*e:.2f} dB; {also}"
+    return f"{METHODS[first]} is ahead of {METHODS[second]} by {abs(d):.2f} ± {reach:.2f} dB; {also}"
 
 # %% ../../nbs/tools/demo.ipynb #fc74ab9e
 def picture_grid(
