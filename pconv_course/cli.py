@@ -260,11 +260,11 @@ def run_jobs(
         try:
             if wrong: raise InputError(wrong)
             with showing(progress, "filling", "windows") as show: share = inpaint_file(photo, mask, out, progress=show, **how)
-            print(f"{photo}: {share:.1%} filled, {out}")
         except Exception as e:
             if os.environ.get("PCONV_DEBUG") == "1": raise
             codes.append(exit_code(e))
             say_failed(photo, e)
+        else: print(f"{photo}: {share:.1%} filled, {out}")
     if codes and len(jobs) > 1: print(f"{len(jobs) - len(codes)} repaired, {len(codes)} left out", file=sys.stderr)
     return codes
 

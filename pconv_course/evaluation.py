@@ -101,7 +101,7 @@ def network(
     "A trained network. Raises `InputError`."
     model, config = load_model(path, device)
     file = Path(path).expanduser().resolve()
-    return model_method(model, name or (file.parent.name if file.stem == "model" else file.stem), device, dict(config=config))
+    return model_method(model, name or (file.name if file.is_dir() else file.parent.name if file.stem == "model" else file.stem), device, dict(config=config))
 
 # %% ../nbs/19_evaluation.ipynb #bc8efaee
 def save_pairs(pairs, folder):
@@ -130,7 +130,8 @@ def outputs(
         if out.shape[1:] == inp.shape[1:]: return out
         raise InputError(f"{folder.name} has pictures of {tuple(out.shape[2:])}, the pairs are of {tuple(inp.shape[2:])}; give --size {out.shape[-1]}")
     sha = sha256_of("".join(sha256_of(files[at[o]].numpy().tobytes()) for o in names).encode())
-    return Method(name or folder.stem, name or folder.stem, fill, sha, dict(kind="outputs"))
+    name = name or (folder.name if folder.is_dir() else folder.stem)
+    return Method(name, name, fill, sha, dict(kind="outputs"))
 
 # %% ../nbs/19_evaluation.ipynb #71df7d07
 KEYS = ("method", "sha256", "pair", "face", "mask", "key", "ratio", "border", "true_texture", "broken")  # of a line, before its `COLUMNS`

@@ -26,7 +26,7 @@ from .base.photos import FORMATS, Photo, PhotoWarning, read_pair, save_photo
 from .base.pictures import list_pictures, top_of
 from .base.show import HOLE
 from .masks import hole_ratio
-from .weights import load_model, on_device, weights_dir, weights_file
+from .weights import load_model, load_pretrained, on_device, weights_file
 from .windows import repair
 
 # %% ../nbs/21_inpainting.ipynb #05999c7a
@@ -36,7 +36,7 @@ def trained_size(net, config=None):
     return (config or {}).get("recipe", {}).get("size") or 2**(shape.get("depth", 7) + max(shape.get("doublings", 0), 1))
 
 @lru_cache(maxsize=2)
-def _load(path, changed, device): return load_model(path, device)
+def _load(path, changed, device): return load_model(path, device) if path else load_pretrained(device=device, say=None)
 
 def open_model(
     model=None,  # run folder, model.safetensors, network, (network, config or size), or None: the weights of the package
@@ -46,7 +46,8 @@ def open_model(
     "The network and the side of what it gets. Raises `InputError` when there is no network to be had."
     to, config = device or ("cuda" if torch.cuda.is_available() else "cpu"), {}
     if isinstance(model, tuple): model, config = model
-    elif isinstance(model := weights_dir()/"faces.safetensors" if model is None else model, (str, Path)):
+    elif model is None: model, config = _load(None, 0, to)
+    elif isinstance(model, (str, Path)):
         path, file = Path(model).expanduser(), weights_file(model)
         model, config = _load(path, file.stat().st_mtime if file.is_file() else 0, to)
     if not callable(model): raise InputError(f"a model of type {type(model).__name__} can't be used; give a run folder, model.safetensors or a network")
@@ -191,6 +192,7 @@ def say_others(folder, found, masks):
 # %% ../nbs/21_inpainting.ipynb #1bbcc4c4
 def pair_files(photo, mask, out) -> list:
     "[(photo, mask or None, out, what is wrong or None)] for a file or a folder. Raises `InputError`."
+    if "" in (photo, mask, out): raise InputError("an empty path was given; name the photo, the mask and the result")
     into = str(out).endswith(("/", os.sep))
     photo, mask, out = (o if o is None else Path(o).expanduser() for o in (photo, mask, out))
     if out.is_file() and (photo.is_dir() or into): raise InputError(f"{out} is a file; give a folder for the results")

@@ -874,13 +874,19 @@ def test_command_scores_adds_and_joins(run, pictures, capsys):
     (dict(), "nothing to evaluate"), (dict(baseline=["photoshop"]), "choose from mean"), (dict(baseline=["telea"], out="x.csv"), "end in .json"),
     (dict(baseline=["telea"], size=3), "16 to 4096"), (dict(baseline=["telea"], limit=0), "1 to 1e+07"), (dict(baseline=["telea"], seed=-1), "--seed"),
     (dict(model=["nowhere"]), "no such file"), (dict(baseline=["telea"], faces="nowhere"), "does not exist"),
-    (dict(baseline=["telea"], masks="nowhere", hole="white"), "does not exist"), (dict(baseline=["telea"], lpips="x"), "choose from alex"),
+    (dict(baseline=["telea"], masks="nowhere", hole="white"), "does not exist"), (dict(baseline=["telea"], masks="strokes"), "a kind: stroke"), (dict(baseline=["telea"], hole="purple"), "white, black, alpha or opaque"), (dict(baseline=["telea"], lpips="x"), "choose from alex"),
     (dict(outputs=["nowhere"]), "does not exist")])
 def test_command_refuses_in_one_line(args, word, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as e: pconv("evaluate", **dict(limit=2, size=32) | args)
     err = capsys.readouterr().err
     assert e.value.code == 2 and word in err and err.count("\n") == 1 and err.startswith("pconv evaluate: error: ")
+
+
+def test_a_dot_in_a_name_is_not_an_ending(run, tmp_path):
+    "Runs lr0.1 and lr0.01 are two methods."
+    for name in ("lr0.1", "lr0.01"): shutil.copytree(run[0], tmp_path/name)
+    assert [evaluation.network(tmp_path/k).name for k in ("lr0.1", "lr0.01", "lr0.1/model.safetensors")] == ["lr0.1", "lr0.01", "lr0.1"]
 
 
 def test_default_size_is_the_networks():

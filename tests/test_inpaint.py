@@ -396,14 +396,24 @@ def test_models_of_every_kind(tiny, tmp_path, monkeypatch):
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, tmp_path/"model.safetensors", metadata=dict(config=json.dumps(config)))
     a, m = picture(7), holes(9)
     want = inpaint(a, m, tiny, hole="black")
-    (tmp_path/"model.safetensors").rename(tmp_path/"faces.safetensors"), (tmp_path/"model.safetensors").symlink_to(tmp_path/"faces.safetensors")
-    monkeypatch.setattr(inpainting, "weights_dir", lambda: tmp_path)
+    opened = []
+    monkeypatch.setattr(inpainting, "load_pretrained", lambda device, say: opened.append(device) or (net, config))
+    inpainting._load.cache_clear()
+    for _ in range(2): assert np.array_equal(inpaint(a, m, hole="black"), want)
+    assert len(opened) == 1, "the weights of the package are read once"
     for model in (tmp_path, str(tmp_path), tmp_path/"model.safetensors", (net, config), net, None):
         assert np.array_equal(inpaint(a, m, model, hole="black"), want)
     assert not np.array_equal(inpaint(a, m, net, hole="black", size=32), want)
     (tmp_path/"bad.safetensors").write_bytes(b"\x80\x04pickle")
     for bad in (tmp_path/"none", tmp_path/"bad.safetensors", 7, (net, 3)):
         with pytest.raises(InputError): inpaint(a, m, bad, hole="black")
+    inpainting._load.cache_clear()
+
+
+@pytest.mark.parametrize("args", [("", "m.png", "o.png"), ("p.png", "", "o.png"), ("p.png", "m.png", "")])
+def test_an_empty_path_is_no_folder(args):
+    "What an unset variable of a shell leaves behind; it meant every picture below the current folder."
+    with pytest.raises(InputError, match="empty path"): inpainting.pair_files(*args)
 
 
 def test_progress_is_reported(tiny):

@@ -41,6 +41,15 @@ def test_the_packed_network_lies_between_the_last_two_runs(runs, tmp_path):
     for k, v in load_pretrained("last", folder=tmp_path)[0].state_dict().items(): torch.testing.assert_close(v, b[k], rtol=2**-11, atol=1e-7)
 
 
+def test_packed_weights_are_not_overwritten(runs, tmp_path):
+    pack_weights(runs[:1], tmp_path, "mine")
+    was = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="mine.safetensors is there already; choose another name"): pack_weights(runs, tmp_path, "mine")
+    for name in ("", "../mine", "a.b"):
+        with pytest.raises(InputError, match="letters, digits"): pack_weights(runs, tmp_path, name)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == was
+
+
 @pytest.mark.parametrize("part, word", [(1.5, "1 at most"), (0, "above 0"), (float("nan"), "above 0")])
 def test_parts_that_are_none(runs, tmp_path, part, word):
     with pytest.raises(InputError, match=word): pack_weights(runs, tmp_path, part=part)

@@ -97,7 +97,7 @@ def begin(run, learn):
         seed_all(run.recipe.seed)
         return run.team.rank or write_json(run.out/'recipe.json', asdict(run.recipe))
     old, new = run.state['data'], run.record['data']
-    if old['sha256'] != new['sha256']: raise InputError(f"the run in {run.out} began with other faces ({old['name']}, now {new['name']}); give the same ones")
+    if old['sha256'] != new['sha256']: raise InputError(f"the run in {run.out} began with other faces ({old['name']}, now {new['name']}); give the same ones, a sound one in place of a file that was removed, or start a new run")
     restore(run, learn, run.state)
     rows = read_log(run.out/'log.jsonl', run.position.step)
     scored = [r for r in rows if r['kind'] == 'epoch'][:run.state.get('rows')]  # killed after a score and before its checkpoint: it comes again

@@ -7,6 +7,7 @@ __all__ = ['DRAWN_LICENCE', 'to_half', 'blend', 'packed_record', 'licence_of', '
 
 # %% ../../nbs/tools/pack.ipynb #a7021d0d
 import json
+import re
 from pathlib import Path
 
 # %% ../../nbs/tools/pack.ipynb #a632b6d4
@@ -78,6 +79,9 @@ def pack_weights(
     part=1.,  # less than 1: the network at this part of the way from the last run but one to the last
 ) -> dict:  # the record
     "Store a trained network in 16 bits, with a record of how it was made. Raises `InputError`."
+    file = Path(out).expanduser()/f"{name}.safetensors"
+    if not re.fullmatch(r"\w[\w-]*", name): raise InputError(f"name={name!r}: give letters, digits, _ and -")
+    if file.exists(): raise InputError(f"{file} is there already; choose another name or folder, or move it away")
     stages = [s for r in runs for s in stages_of(r)]
     if not 0 < part <= 1: raise InputError(f"part={part!r}: give a number above 0, 1 at most")
     if len(runs) < 1 + (part < 1): raise InputError("no run given; give the folder of a finished run" if part == 1 else f"part={part} lies between two runs; give two or more")
@@ -86,8 +90,7 @@ def pack_weights(
     before = load_model(runs[-2])[0] if part < 1 else model
     if before.config != model.config: raise InputError(f"{runs[-2]} and {runs[-1]} are runs of different networks; give part=1 to pack the last one")
     model.load_state_dict(blend(before.state_dict(), model.state_dict(), part))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    file, meta = Path(out)/f"{name}.safetensors", dict(model=model.config, recipe=config["recipe"], part=part, licence=licence)
+    meta = dict(model=model.config, recipe=config["recipe"], part=part, licence=licence)
     with atomic_path(file) as tmp: save_file(to_half(model.state_dict()), tmp, metadata=dict(config=json.dumps(meta)))
     record = dict(name=name, sha256=sha256_of(file), bytes=file.stat().st_size, parameters=sum(p.numel() for p in model.parameters()), part=part,
                   licence=licence, stages=stages, provenance=provenance(config["recipe"]["seed"]))
