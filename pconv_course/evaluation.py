@@ -147,11 +147,12 @@ class Results:
     fields = (*KEYS, *COLUMNS)
     def __init__(self, path):
         self.path, self.lines, header = Path(path), {}, ",".join(self.fields)
-        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.is_file() else [header]
+        old = self.path.read_text(encoding="utf-8") if self.path.is_file() else None
+        whole = [header] if old is None else old.split("\n")[:-1]
         if whole[:1] != [header]: raise InputError(f"{self.path.name} is not a table of this command; choose another --out, or move it away")
         self.keep(line for line in whole[1:] if len(next(csv.reader([line]), ())) == len(self.fields))
-        if whole == [header, *self.lines.values()] and self.path.is_file(): return
-        with atomic_path(self.path) as tmp: tmp.write_text("\n".join([header, *self.lines.values(), ""]), encoding="utf-8")
+        if old == (text := "\n".join([header, *self.lines.values(), ""])): return
+        with atomic_path(self.path) as tmp: tmp.write_text(text, encoding="utf-8")
 
     def keep(self, lines): self.lines |= {(r[0], int(r[2])): line for line in lines for r in csv.reader([line])}
 
@@ -395,6 +396,17 @@ def evaluate(
     write_record(out, record)
     return record
 
+# %% ../nbs/19_evaluation.ipynb #d71192a4
+def lines_of(file, record) -> list:
+    "The lines of the csv beside the JSON `file` that `record` was made of. Raises `InputError`."
+    if not (table := Path(file).expanduser().with_suffix(".csv")).is_file(): raise InputError(f"{table.name} is not beside {Path(file).name}; run that evaluation again")
+    part, n, lines = Results(table), range(record["settings"]["pairs"]), []
+    for k in record["methods"]:
+        keys = [(part.row(k, i) or {}).get("key", "") for i in n]
+        if list_hash(record["settings"]["size"], keys) != record["pairs_sha256"]: raise InputError(f"{table.name} lacks rows of {k}; run that evaluation again")
+        lines += [part.lines[k, i] for i in n]
+    return lines
+
 # %% ../nbs/19_evaluation.ipynb #05ca3aa3
 def join_records(
     files,  # JSON files of evaluations, each with its csv beside it
@@ -411,15 +423,8 @@ def join_records(
         if twice := [k for k, v in r["methods"].items() if infos.setdefault(k, v)["sha256"] != v["sha256"]]: raise InputError(f"two methods are called {twice[0]!r}; evaluate one again as OTHER=PATH")
     check_against(against, infos)
     if out.is_file() and open_record(out)["pairs_sha256"] != records[0]["pairs_sha256"]: raise of_other_pairs(out)
-    lines = []
-    for f, r in zip(files, records):
-        if not (table := Path(f).expanduser().with_suffix(".csv")).is_file(): raise InputError(f"{table.name} is not beside {Path(f).name}; run that evaluation again")
-        part, n = Results(table), range(r["settings"]["pairs"])
-        for k in r["methods"]:
-            keys = [(part.row(k, i) or {}).get("key", "") for i in n]
-            if list_hash(r["settings"]["size"], keys) != r["pairs_sha256"]: raise InputError(f"{part.path.name} lacks rows of {k}; run that evaluation again")
-            lines += [part.lines[k, i] for i in n]
-        distances, notes = distances | r["distances"], notes | dict.fromkeys(r["notes"])
+    lines = [line for f, r in zip(files, records) for line in lines_of(f, r)]
+    for r in records: distances, notes = distances | r["distances"], notes | dict.fromkeys(r["notes"])
     results = Results(out.with_suffix(".csv"))
     results.add(lines)
     record = record_of(results, infos, records[0]["settings"], records[0]["pairs_sha256"], against, seed, distances, notes)
