@@ -16,7 +16,7 @@ import torch
 
 # %% ../nbs/18_pairs.ipynb #fcc8e88e
 from .base.core import InputError, sha256_of
-from .base.pictures import natural
+from .base.pictures import natural, POLARITIES
 from .data import DrawnFaces, in_ranges, open_faces, split_ids
 from .masks import bucket_of, KINDS, load_masks, MaskBank, touches_border
 
@@ -106,10 +106,10 @@ def held_out_faces(
 # %% ../nbs/18_pairs.ipynb #54d70170
 def open_masks(src, hole, size, seed=0):
     "A bank of mask pictures (folder, zip), a saved bank (.npz), or 960 new masks of a kind such as 'mixed'. Raises `InputError`."
-    if hole not in (None, "white", "black", "alpha", "opaque"): raise InputError(f"--hole is {hole}; give white, black, alpha or opaque")
+    if hole not in (None, *POLARITIES): raise InputError(f"hole={hole!r} is unknown; state what marks the hole: white, black, alpha or opaque")
     if str(src) in KINDS: return MaskBank.make(960, size, 10**6 + seed, str(src))
     if str(src).endswith(".npz"): return MaskBank.load(src)
-    if not Path(src).expanduser().exists(): raise InputError(f"{src} does not exist; give a folder or zip of masks, a bank (.npz), or a kind: {', '.join(KINDS)}")
+    if isinstance(src, (str, Path)) and not Path(src).expanduser().exists(): raise InputError(f"{src} does not exist; give a folder or zip of masks, a bank (.npz), or a kind: {', '.join(KINDS)}")
     if hole is None: raise InputError("what marks the hole in these masks? state white, black, alpha or opaque (--hole)")
     return load_masks(src, hole, size)
 

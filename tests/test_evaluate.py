@@ -883,6 +883,13 @@ def test_command_refuses_in_one_line(args, word, tmp_path, monkeypatch, capsys):
     assert e.value.code == 2 and word in err and err.count("\n") == 1 and err.startswith("pconv evaluate: error: ")
 
 
+def test_masks_may_be_a_list():
+    known = np.full((32, 32), 255, np.uint8)
+    known[:8] = 0
+    pairs = pairs_module.open_pairs("drawn", [known], "black", size=32, limit=2)
+    assert len(pairs) == 2 and pairs.ratios == [.25, .25] and pairs.info["masks"]["name"] == "given"
+
+
 def test_a_dot_in_a_name_is_not_an_ending(run, tmp_path):
     "Runs lr0.1 and lr0.01 are two methods."
     for name in ("lr0.1", "lr0.01"): shutil.copytree(run[0], tmp_path/name)

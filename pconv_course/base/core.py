@@ -61,10 +61,10 @@ def atomic_path(
         kept = path.stat().st_mode if path.exists() else None
         name = path.parent/fit_name(f".{path.stem}", f"-{secrets.token_hex(4)}{path.suffix}", path.parent)
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if kept is None else 0o600))
-        tmp, new = name, name.stat().st_mode
+        tmp, mode = name, kept or name.stat().st_mode
         yield tmp
         with open(tmp, "rb+") as f: os.fsync(f.fileno())
-        if tmp.stat().st_mode != (mode := new if kept is None else kept): tmp.chmod(mode & 0o7777)  # safetensors puts a file of its own in place
+        if tmp.stat().st_mode != mode: tmp.chmod(mode & 0o7777)  # safetensors puts a file of its own in place
         os.replace(tmp, path)
     except OSError as e:
         todo = "choose a shorter name" if e.errno == errno.ENAMETOOLONG else "free some space or choose a folder you may write to"
