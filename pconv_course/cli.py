@@ -51,10 +51,10 @@ def _prepare(src, dst, size, valid, workers, versions, **_):
     print(f"{made['count']} faces of {size} px in {dst}{unused_text(made.get('quarantined', 0), made.get('no_pictures', 0))}")
 
 def _ffhq(src, dst, size, valid, workers, source, out, ids, **_):
-    if source not in (known := ("kaggle", "hf", "folder", "zip")): raise UsageError(f"unknown --source {source!r}; choose from: {', '.join(known)}")
+    if source not in (known := (None, "kaggle", "hf", "folder", "zip")): raise UsageError(f"unknown --source {source!r}; choose from: {', '.join(known[1:])}")
     if not (out or dst): raise UsageError("say where the faces shall go: --out DIR")
     from pconv_course.tools.ffhq import VALID, ffhq
-    ffhq(source, out or dst, size, src, valid or VALID, ids, workers)
+    ffhq(source or "hf", out or dst, size, src, valid or VALID, ids, workers)
 
 def _masks(src, dst, size, hole, **_):
     if hole not in (None, "white", "black"): raise UsageError(f"--hole is {hole}; give white or black, or leave it out to have it measured")
@@ -80,7 +80,7 @@ def data_cmd(
     valid: str = None,  # held-out faces: a share such as 0.1 (the default), or ids such as 800-898; ffhq: its documented split
     workers: int = None,  # threads; one per core when absent
     versions: int = None,  # prepare: of each face that is not held out, 1 to 100: itself, and others turned, enlarged, shifted, in other light; 1 when absent
-    source: str = "hf",  # ffhq: where from: kaggle (52,000 faces), hf (70,000), folder or zip (yours)
+    source: str = None,  # ffhq: where from: kaggle (52,000 faces), hf (70,000; when absent), folder or zip (yours)
     out: str = None,  # ffhq: folder for the result
     ids: str = None,  # ffhq: only these numbers, such as 0-51999
     hole: str = None,  # masks: the colour of the hole, white or black; measured when absent
@@ -91,7 +91,10 @@ def data_cmd(
     check_number("size", size, 16, 2048, "pixels")
     check_number("workers", workers, 1, 256, "threads")
     check_number("versions", versions, 1, 100)
-    ACTIONS[action](src, dst, size=size, valid=valid, workers=workers, versions=versions, source=source, out=out, ids=ids, hole=hole)
+    options = dict(valid=valid, workers=workers, versions=versions, source=source, out=out, ids=ids, hole=hole)
+    unused = [f"--{k}" for k, v in options.items() if v is not None and k not in inspect.signature(ACTIONS[action]).parameters]
+    if unused: raise UsageError(f"{action} takes no {' or '.join(unused)}; leave it out")
+    ACTIONS[action](src, dst, size=size, **options)
 
 # %% ../nbs/cli.ipynb #ada6132c
 NUMBERS = dict(minutes=(0.01, 1e5, "minutes"), size=(16, 2048, "pixels"), bs=(1, 4096, "pictures"), seed=(0, 2**31),
@@ -104,7 +107,7 @@ def _given(**options):
 
 # %% ../nbs/cli.ipynb #ebc1e5fb
 def train_cmd(
-    preset: str = "demo",  # recipe to start from: demo (minutes, CPU), real (CPU hours or GPU minutes), paper (the paper's), best, restore (with a critic), tune (goes on from --start), or a recipe's JSON file
+    preset: str = None,  # recipe to start from: demo (minutes, CPU; when absent), real (CPU hours or GPU minutes), paper (the paper's), best, restore (with a critic), tune (goes on from --start), or a recipe's JSON file
     data: str = "drawn",  # folder or zip file with faces; or 'drawn': faces drawn by code, no download
     out: str = None,  # run folder, new or empty; runs/PRESET when absent, of a file its recipe's name
     minutes: float = None,  # time budget in minutes; the preset's number of epochs when absent
@@ -173,11 +176,12 @@ def _cost_text(recipe, cost):
 def _train(preset, data, out, minutes, resume, device, changes, workers, tensorboard, dry_run):
     "What `pconv train` does, with its options sorted."
     _given(minutes=minutes, workers=workers)
-    if resume and changes: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in changes)}")
+    given = [*changes, *["preset"]*bool(preset and out)]
+    if resume and given: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in given)}")
     _check_device(device)
     from pconv_course.recipe import recipe_with
     from pconv_course.runs.train import rehearsal, train
-    name, recipe = _recipe(preset) if not (resume and out) else (None, None)
+    name, recipe = _recipe(preset or "demo") if not (resume and out) else (None, None)
     out = out or f"runs/{name}"
     recipe = None if resume else recipe_with(recipe, **_begun(**changes))
     if dry_run: return print(_cost_text(*rehearsal(recipe, data, out, minutes, resume, device=device, num_workers=workers)))

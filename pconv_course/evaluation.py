@@ -361,6 +361,12 @@ def open_record(file) -> dict:
     if isinstance(r, dict) and {"pairs_sha256", "methods", "distances", "notes", "settings"} <= r.keys(): return r
     raise InputError(f"{file} is no record of an evaluation; give a JSON file that pconv evaluate wrote")
 
+def check_beside(out):
+    "Raises `InputError` when an evaluation would replace a file of somebody else: a .md or .png where there is no record and no table yet."
+    if any(out.with_suffix(s).exists() for s in (".json", ".csv")): return
+    if theirs := [p.name for s in (".md", ".png") if (p := out.with_suffix(s)).exists()]:
+        raise InputError(f"{' and '.join(theirs)} would be replaced, and no evaluation wrote that; choose another --out, or move it away")
+
 def of_other_pairs(out):
     "The error for an `out` that is taken."
     return InputError(f"{out} holds an evaluation of other pairs; choose another --out, or move it away")
@@ -388,7 +394,7 @@ def evaluate(
 ) -> dict:
     "Fill, score, summarise, write. What an earlier call scored on the same pairs stays in the record. Raises `InputError`."
     if len({k.name for k in methods}) < len(methods): raise InputError("two methods have the same name; give each its own: NAME=PATH")
-    out = Path(out).expanduser()
+    check_beside(out := Path(out).expanduser())
     old = earlier(out, pairs, results := Results(out.with_suffix(".csv")))
     infos = {k: v for k, v in old["methods"].items() if (results.row(k, 0) or {}).get("sha256") == v["sha256"]}
     infos |= {k.name: dict(title=k.title, sha256=k.sha256, **k.info) for k in methods}
@@ -426,6 +432,7 @@ def join_records(
     for r in records:
         if twice := [k for k, v in r["methods"].items() if infos.setdefault(k, v)["sha256"] != v["sha256"]]: raise InputError(f"two methods are called {twice[0]!r}; evaluate one again as OTHER=PATH")
     check_against(against, infos)
+    check_beside(out)
     if out.is_file() and open_record(out)["pairs_sha256"] != records[0]["pairs_sha256"]: raise of_other_pairs(out)
     lines = [line for f, r in zip(files, records) for line in lines_of(f, r)]
     for r in records: distances, notes = distances | r["distances"], notes | dict.fromkeys(r["notes"])

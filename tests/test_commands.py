@@ -252,6 +252,18 @@ def test_options_reach_train(monkeypatch):
     assert (r.precision, r.accumulate, r.start, r.network, r.bs % 4) == ("bf16", 4, None, "gated", 0) and (seen["num_workers"], seen["tensorboard"]) == (3, True)
 
 
+@pytest.mark.parametrize("action, given, named", [("prepare", dict(ids="0-9"), "--ids"), ("prepare", dict(hole="white", source="hf"), "--source or --hole"),
+                                                  ("masks", dict(valid=".2"), "--valid"), ("ffhq", dict(versions=3, out="x"), "--versions")])
+def test_an_option_that_an_action_does_not_read_is_refused(capsys, action, given, named):
+    with pytest.raises(SystemExit) as e: pconv("data", action, "a", "b", **given)
+    assert (e.value.code, capsys.readouterr().err) == (2, f"pconv data: error: {action} takes no {named}; leave it out\n")
+
+
+def test_a_preset_beside_a_saved_recipe_is_refused(capsys):
+    with pytest.raises(SystemExit) as e: pconv("train", resume=True, out="r", preset="best")
+    assert (e.value.code, capsys.readouterr().err) == (2, "pconv train: error: --resume goes on with the saved recipe; leave out --preset\n")
+
+
 def test_recipe_of_a_file(tmp_path, monkeypatch):
     "--preset takes a recipe's JSON file; options replace what is in it; the run's folder has the name of the recipe, or of the file."
     from pconv_course.recipe import PRESETS, recipe_with

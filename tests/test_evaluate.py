@@ -636,6 +636,17 @@ def test_other_pairs_are_never_mixed_in(pairs, tmp_path):
     assert (tmp_path/"e.csv").read_text() == "face,psnr\nme,3\n"
 
 
+@pytest.mark.parametrize("suffix", [".md", ".png"])
+def test_a_file_of_somebody_else_beside_out_stays(pairs, tmp_path, suffix):
+    "Notes called thesis.md are not replaced by the tables of thesis.json; those of an evaluation are."
+    (tmp_path/"thesis").with_suffix(suffix).write_bytes(b"all my work")
+    with pytest.raises(InputError, match=f"thesis{suffix} would be replaced") as e: evaluation.evaluate([evaluation.baseline("mean", pairs)], pairs, tmp_path/"thesis.json", progress=False)
+    assert "\n" not in str(e.value) and [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(f"thesis{suffix}", b"all my work")]
+    evaluation.evaluate([evaluation.baseline("mean", pairs)], pairs, tmp_path/"part.json", progress=False)
+    with pytest.raises(InputError, match="would be replaced"): evaluation.join_records([tmp_path/"part.json"], tmp_path/"thesis.json")
+    for _ in range(2): evaluation.evaluate([evaluation.baseline("mean", pairs)], pairs, tmp_path/"part.json", progress=False)
+
+
 def test_a_slip_in_against_is_found_before_anything_is_filled(pairs, tmp_path):
     seen = []
     with pytest.raises(InputError, match="no method 'telae'"): evaluation.evaluate([method(seen=seen)], pairs, tmp_path/"a.json", against="telae", progress=False)
