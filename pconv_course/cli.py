@@ -21,7 +21,7 @@ from difflib import get_close_matches
 from fastcore.script import anno_parser, Param
 
 # %% ../nbs/cli.ipynb #7f21f946
-from .base.core import check_number, clean_exit, exit_code, InputError, need, one_line, showing, UsageError
+from .base.core import check_number, check_place, clean_exit, exit_code, InputError, need, one_line, showing, UsageError
 from .cli_lab import Dash, LAB, several, split_words
 
 # %% ../nbs/cli.ipynb #bb2c5747
@@ -327,7 +327,7 @@ def export_cmd(
     "Export a network as one ONNX file: uint8 photo and mask of any size in, uint8 photo out."
     for name, value, known in (("precision", precision, ("fp32", "fp16", "int8")), ("hole", hole, ("black", "white")), ("impl", impl, ("fast", "readable"))):
         if value not in known: raise UsageError(f"--{name} {value} is unknown; give {' or '.join(known)}")
-    if os.path.exists(out) and not overwrite: raise UsageError(f"{out} exists; choose another --out, or say --overwrite")
+    if os.path.exists(out := check_place("out", out)) and not overwrite: raise UsageError(f"{out} exists; choose another --out, or say --overwrite")
     need("onnx", "onnxscript", "onnxruntime", extra="onnx")
     from pconv_course.tools.onnx import export_onnx, OPSET
     from pconv_course.weights import open_weights

@@ -48,7 +48,7 @@ def _bench(peers, out, device, quick, mode, given):
     from pconv_course.lab.peers import find_peers
     settings, found = bench_settings(device, quick, mode, given), find_peers(peers) if peers is not None else {}
     folder = Path('nbs/results') if Path('nbs/results').is_dir() else Path()
-    out = out or folder/f"speed-{slug(settings['device'])}{'-quick' if quick else ''}.json"
+    out = check_place("out", out) or folder/f"speed-{slug(settings['device'])}{'-quick' if quick else ''}.json"
     record = bench(settings, out, found, lambda line: print(line, flush=True))
     for mode in settings['modes']: print(f'\n{mode_table(record, mode)}')
     print(f'\n{out}')

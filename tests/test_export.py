@@ -217,6 +217,11 @@ def test_the_command(net, tmp_path, monkeypatch, cores, capsys):
         err = capsys.readouterr().err
         assert e.value.code == 2 and word in err and len(err.splitlines()) == 1, err
         assert out.read_bytes() == before
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit): pconv("export", model=str(path.parent), out="~/out.onnx")
+    assert "exists" in capsys.readouterr().err and out.read_bytes() == before, "~ is the home folder here, too: a shell leaves it in --out=~/out.onnx"
+    with pytest.raises(SystemExit): pconv("export", model=str(path.parent), out=str(tmp_path))
+    assert "cannot be written: Is a directory" in capsys.readouterr().err
     pconv("export", model=str(path), out=str(out), precision="fp16", overwrite=True)
     assert len(out.read_bytes()) < len(before)
 
