@@ -244,11 +244,12 @@ def _evaluate(models, names, folders, files, out, against, seed, lpips, fid, dev
     if not (models or names or folders or files): raise UsageError("nothing to evaluate; give --model, --baseline, --outputs or --join")
     from pconv_course.evaluation import baseline, evaluate, join_records, named, open_inception, outputs, report
     from pconv_course.metrics import open_lpips
-    from pconv_course.pairs import open_pairs
+    from pconv_course.pairs import open_pairs, other_faces
     if files: return print(report(join_records(files, out, against, seed)), end="")
     networks = [_network(path, name, device) for name, path in map(named, models)]
     pairs = open_pairs(**where | dict(size=where["size"] or default_size(networks, where["faces"]), seed=seed))
-    methods = [baseline(k, pairs) for k in names] + [outputs(path, pairs, name) for name, path in map(named, folders)] + networks
+    others = {"average": other_faces(where["faces"], where["valid"], pairs.size, seed)} if "average" in (names or ()) else {}
+    methods = [baseline(k, pairs, others.get(k)) for k in names] + [outputs(path, pairs, name) for name, path in map(named, folders)] + networks
     (far, no_lpips), (inception, no_fid) = open_lpips(lpips), open_inception() if fid else (None, None)
     print(report(evaluate(methods, pairs, out, against, seed, far, inception, [n for n in (no_lpips, no_fid) if n])), end="")
 

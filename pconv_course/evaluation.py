@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'KEYS', 'FID_WEIGHTS', 'Method', 'average_of', 'baseline', 'called', 'named', 'model_method', 'network',
-           'save_pairs', 'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs', 'missing',
-           'run_methods', 'parts_of', 'summarise', 'check_against', 'record_of', 'row_of', 'method_rows', 'bucket_rows',
-           'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join_records',
-           'open_inception', 'set_distances', 'HeldOut', 'fill_texture']
+           'save_pairs', 'off_known', 'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs',
+           'missing', 'run_methods', 'parts_of', 'summarise', 'check_against', 'record_of', 'row_of', 'method_rows',
+           'bucket_rows', 'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate',
+           'join_records', 'open_inception', 'set_distances']
 
 # %% ../nbs/19_evaluation.ipynb #132f14e8
 import csv
@@ -27,16 +27,14 @@ import torch
 from fastcore.basics import patch
 
 # %% ../nbs/19_evaluation.ipynb #abdb34e3
-from .artifacts import ABOUT, COLUMNS, DEPTH_COLUMNS, DEPTHS, measure, PROFILES, texture
+from .artifacts import ABOUT, COLUMNS, DEPTH_COLUMNS, DEPTHS, measure, PROFILES
 from .base.core import (atomic_path, counting, InputError, markdown_table, provenance, read_json, sha256_of, text_table)
 from .base.show import compose, to_array
 from .data import DrawnFaces, FaceFiles
 from .intervals import interval
-from .learner import inpaint_batch
-from .masks import bucket_of, BUCKETS, MaskBank
-from .metrics import (as_saved, biharmonic_fill, hole_l1_error, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, psnr,
-    score_each, telea_fill)
-from .pairs import by_stem, last_part, list_hash
+from .masks import bucket_of, BUCKETS
+from .metrics import as_saved, biharmonic_fill, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, score_each, telea_fill
+from .pairs import by_stem, last_part, list_hash, which_set
 from .weights import load_model, weights_hash
 
 # %% ../nbs/19_evaluation.ipynb #65b44a44
@@ -61,18 +59,21 @@ def average_of(
     at = torch.linspace(0, len(faces) - 1, min(n, len(faces))).long().tolist()
     mean = sum(faces[i].double() for i in at).div(len(at)).float()
     fill = lambda inp, m, numbers: mean.expand(len(inp), -1, -1, -1)
-    return Method("average", BASELINES["average"][0], fill, sha256_of(mean.numpy().tobytes()), dict(kind="average", faces=len(at)))
+    info = dict(kind="average", faces=len(at), set="drawn" if isinstance(faces, DrawnFaces) else which_set([faces.ids[i] for i in at]))
+    return Method("average", BASELINES["average"][0], fill, sha256_of(mean.numpy().tobytes()), info)
 
 # %% ../nbs/19_evaluation.ipynb #81282d95
 def baseline(
     name,  # a key of `BASELINES`; 'truth' copies the true picture, for the values of the measures there
     pairs=None,  # needed for 'truth' and 'average'
-    faces=None,  # training faces for 'average'; None: drawn ones
+    faces=None,  # those that 'average' is the mean of, such as `other_faces`; None: drawn ones, for drawn ones only
 ) -> Method:
     "A fill that needs no network. Raises `InputError`."
     if name not in BASELINES: raise InputError(f"unknown baseline {name!r}; choose from {', '.join(BASELINES)}")
     title, fill = BASELINES[name]
-    if name == "average": return average_of(DrawnFaces(512, pairs.size, 0) if faces is None else faces)
+    if name == "average":
+        if faces is None and not isinstance(pairs.faces, DrawnFaces): raise InputError("the average face of photographs is the mean of others of them; give faces, such as other_faces(...)")
+        return average_of(DrawnFaces(512, pairs.size, 0) if faces is None else faces)
     if name == "patchmatch": open_patchmatch()
     package = dict(biharmonic="scikit-image", patchmatch="pypatchmatch").get(name)
     made = version(package) if package else cv2.__version__ if name in ("telea", "ns") else None
@@ -116,8 +117,13 @@ def save_pairs(pairs, folder):
             with atomic_path(Path(folder)/kind/f"{i:05d}.png") as tmp: cv2.imwrite(str(tmp), to_array(x)[..., ::-1])
 
 # %% ../nbs/19_evaluation.ipynb #135a8134
+def off_known(pairs, pictures):
+    "How far finished pictures of the first pairs are from the truth where it is known; infinite for another size."
+    gt, m = pairs.batch(range(len(pictures)))
+    return sum(((o - x).abs()*k).mean().item() if o.shape == x.shape else math.inf for o, x, k in zip(pictures, gt, m))
+
 def outputs(
-    folder,  # folder or zip of finished pictures, named by the numbers of the pairs (00000.png) or like the faces
+    folder,  # folder or zip of finished pictures, named by the numbers of the pairs (00000.png) or like the faces; where both fit, their known pixels tell
     pairs,  # the `Pairs` that they answer
     name=None,  # None: that of the folder
 ) -> Method:
@@ -125,15 +131,16 @@ def outputs(
     files, folder = FaceFiles(folder), Path(folder)
     there, faces = set(map(last_part, files.ids)), [last_part(pairs.faces.ids[i]) for i in pairs.face_at]
     numbers = [f"{i:05d}" for i in range(len(pairs))]
-    names = faces if set(faces) <= there and len(set(faces)) == len(faces) else numbers
+    once = [o for o in (faces, numbers) if set(o) <= there and len(set(o)) == len(o)]
+    names = min(once, key=lambda o: off_known(pairs, [files[files.ids.index(k)] for k in o[:8]])) if len(once) == 2 else [*once, numbers][0]
     if lost := [o for o in names if o not in there]:
         raise InputError(f"{folder.name} has no picture {lost[0]!r}; name them by the number of the pair (00000 ...), or like the faces with each face once")
     at = by_stem(files.ids, set(names), "pictures", last_part)
-    def fill(inp, m, which):
-        out = torch.stack([files[at[names[i]]] for i in which])
-        if out.shape[1:] == inp.shape[1:]: return out
-        raise InputError(f"{folder.name} has pictures of {tuple(out.shape[2:])}, the pairs are of {tuple(inp.shape[2:])}; give --size {out.shape[-1]}")
-    sha = sha256_of("".join(sha256_of(files[at[o]].numpy().tobytes()) for o in names).encode())
+    fill = lambda inp, m, which: torch.stack([files[at[names[i]]] for i in which])
+    def hash_of(o):
+        if (x := files[at[o]]).shape[1:] != (pairs.size,)*2: raise InputError(f"{folder.name}: {o} is of {x.shape[2]}x{x.shape[1]} px, the pairs are of {pairs.size}; give --size {x.shape[1]}, or that picture anew")
+        return sha256_of(x.numpy().tobytes())
+    sha = sha256_of("".join(map(hash_of, names)).encode())
     name = name or called(folder)
     return Method(name, name, fill, sha, dict(kind="outputs"))
 
@@ -363,6 +370,8 @@ def open_record(file) -> dict:
 
 def check_beside(out):
     "Raises `InputError` when an evaluation would replace a file of somebody else: a .md or .png where there is no record and no table yet."
+    if out.suffix != ".json": raise InputError(f"{out} should end in .json")
+    if out.is_file(): open_record(out)
     if any(out.with_suffix(s).exists() for s in (".json", ".csv")): return
     if theirs := [p.name for s in (".md", ".png") if (p := out.with_suffix(s)).exists()]:
         raise InputError(f"{' and '.join(theirs)} would be replaced, and no evaluation wrote that; choose another --out, or move it away")
@@ -392,13 +401,14 @@ def evaluate(
     notes=(),  # lines about what could not be measured
     progress=None,  # see `base.core.showing`
 ) -> dict:
-    "Fill, score, summarise, write. What an earlier call scored on the same pairs stays in the record. Raises `InputError`."
+    "Fill, score, summarise, write. What an earlier call scored on the same pairs stays in the record; of a longer or shorter list of them only the csv keeps it. Raises `InputError`."
     if len({k.name for k in methods}) < len(methods): raise InputError("two methods have the same name; give each its own: NAME=PATH")
     check_beside(out := Path(out).expanduser())
     old = earlier(out, pairs, results := Results(out.with_suffix(".csv")))
     infos = {k: v for k, v in old["methods"].items() if (results.row(k, 0) or {}).get("sha256") == v["sha256"]}
     infos |= {k.name: dict(title=k.title, sha256=k.sha256, **k.info) for k in methods}
     check_against(against, infos)
+    if inception and len(pairs) < 2: raise InputError("FID and KID compare sets of pictures; give two pairs or more, or leave out --fid")
     run_methods(methods, pairs, results, lpips, progress)
     same = lambda k: infos.get(k, {}).get("sha256") == old["methods"].get(k, {}).get("sha256")
     distances = {k: v for k, v in old["distances"].items() if same(k)} | ({k.name: set_distances(k, pairs, inception, seed) for k in methods} if inception else {})
@@ -437,6 +447,8 @@ def join_records(
     lines = [line for f, r in zip(files, records) for line in lines_of(f, r)]
     for r in records: distances, notes = distances | r["distances"], notes | dict.fromkeys(r["notes"])
     results = Results(out.with_suffix(".csv"))
+    for r in csv.reader(lines):
+        if results.row(r[0], int(r[2])) and results.row(r[0], int(r[2]))["key"] != r[KEYS.index("key")]: raise of_other_pairs(out.with_suffix(".csv"))
     results.add(lines)
     record = record_of(results, infos, records[0]["settings"], records[0]["pairs_sha256"], against, seed, distances, notes)
     write_record(out, record)
@@ -474,33 +486,3 @@ def set_distances(
         torch.manual_seed(seed)
         mean, spread = kid.compute()
     return dict(fid=round(fid.compute().item(), 4), kid=round(mean.item(), 6), kid_std=round(spread.item(), 6), n=len(pairs))
-
-# %% ../nbs/19_evaluation.ipynb #9a6f2629
-class HeldOut:
-    "Held-out faces under fixed masks, each face under `repeats` of them, and the score of a network on these pairs."
-    def __init__(self, faces, size, loss, repeats=2, ratio=(0.01, 0.6), seed=1):
-        self.gt = torch.stack([faces[i] for i in range(len(faces))]).repeat(repeats, 1, 1, 1)
-        bank = MaskBank.make(len(self.gt), size=size, seed=10**6 + seed, kind='mixed', ratio=ratio)
-        self.m, self.loss = bank.fixed(len(self.gt), seed), loss
-
-# %% ../nbs/19_evaluation.ipynb #a07494e0
-@patch
-@torch.no_grad()
-def score(self: HeldOut, model, bs=64):
-    "Mean held-out loss, hole-L1 and PSNR of `model`, in float32."
-    total, n = dict(loss=0., hole_l1=0., psnr=0.), len(self.gt)
-    for gt, m in zip(self.gt.split(bs), self.m.split(bs)):
-        out = inpaint_batch(model, gt, m)[0].cpu()
-        values = dict(loss=self.loss(out, gt, m), hole_l1=hole_l1_error(out, gt, m), psnr=psnr(out, gt, m))
-        for k, v in values.items(): total[k] += float(v)*len(gt)/n
-    return {k: round(v, 5) for k, v in total.items()}
-
-# %% ../nbs/19_evaluation.ipynb #0bc0e5f7
-def fill_texture(net, held, bs=8):
-    "Mean `texture` in the holes of a `HeldOut` when `net` has filled them, over that of the truth."
-    ours = theirs = 0.
-    for gt, m in zip(held.gt.split(bs), held.m.split(bs)):
-        with torch.no_grad(): comp = compose(gt, inpaint_batch(net, gt, m)[0].cpu().clamp(0, 1), m)
-        for g, c, hole in zip(gt.permute(0, 2, 3, 1).numpy(), comp.permute(0, 2, 3, 1).numpy(), m[:, 0].numpy() < .5):
-            ours, theirs = ours + texture(c)[hole].mean(), theirs + texture(g)[hole].mean()
-    return round(float(ours/theirs), 4)

@@ -52,20 +52,19 @@ def open_model(
         model, config = _load(path, file.stat().st_mtime if file.is_file() else 0, to)
     if not callable(model): raise InputError(f"a model of type {type(model).__name__} can't be used; give a run folder, model.safetensors or a network")
     size = size or (config if isinstance(config, int) else trained_size(model, config))
-    if not 16 <= size <= 4096: raise InputError(f"the network can't work at {size} px; give 16 to 4096")
+    if size not in range(16, 4097): raise InputError(f"the network can't work at {size} px; give 16 to 4096")
     return (on_device(model, device) if device and isinstance(model, nn.Module) else model), size
 
 # %% ../nbs/21_inpainting.ipynb #e462ca68
 def finish_photo(
     pairs,  # list of (`Photo`, mask)
     model: tuple,  # network and size, from `open_model`
-    opaque: bool = False,  # the hole was transparent: make it opaque
     **how,  # context, feather, bs, progress of `repair`
 ) -> list:
     "The repaired pictures, each in the kind that it came in."
     views, masks = zip(*((v, m) for photo, m in pairs for v in photo.views()))
     repair(views, masks, *model, **how)
-    for photo, m in pairs if opaque else ():
+    for photo, m in [o for o in pairs if o[0].clear]:
         photo.turn(photo.pixels)[..., -1][m == 0] = top_of(photo.pixels.dtype)
     return [photo.give() for photo, _ in pairs]
 
@@ -92,10 +91,9 @@ def inpaint(
 ):
     "The image with its hole filled, in the kind it came in (a path gives a PIL image). Known pixels are not touched. Raises `InputError`."
     model, read = open_model(model, size, device), dict(grow=grow, tolerance=tolerance, fit=fit)
-    how["opaque"] = mask is None and str(hole).lower() == "alpha"
     if isinstance(image, (list, tuple)):
         return [finish_photo([read_pair(i, k, hole, **read)], model, **how)[0] for i, k in zip(image, for_each(mask, len(image)))]
-    if getattr(image, "ndim", 0) == 4:
+    if getattr(image, "ndim", 0) == 4 and len(image):
         out = finish_photo([read_pair(i, k, hole, **read) for i, k in zip(image, for_each(mask, len(image)))], model, **how)
         return torch.stack(out) if isinstance(image, torch.Tensor) else np.stack(out)
     return finish_photo([read_pair(image, mask, hole, **read)], model, **how)[0]
@@ -145,11 +143,11 @@ def inpaint_file(
     **how,  # context, feather, bs, progress of `repair`
 ) -> float:
     "Repair a file into another; the share of the photo that was hole. Raises `InputError`, and then nothing is written."
-    photo, out = Path(photo).expanduser(), Path(out).expanduser()
+    photo, mask, out = (o if o is None else Path(o).expanduser() for o in (photo, mask, out))
     second = check_target(photo, mask, out, compare, overwrite)
     opened, m = read_pair(photo, mask, hole, grow, tolerance, fit)
     before = look(opened) if compare else None
-    result = finish_photo([(opened, m)], open_model(model), mask is None and str(hole).lower() == "alpha", **how)[0]
+    result = finish_photo([(opened, m)], open_model(model), **how)[0]
     save_photo(result, out, opened.like)
     if compare: save_photo(Image.fromarray(panels(before, m, look(opened))), second)
     return hole_ratio(m)

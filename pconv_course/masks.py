@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUCKETS', 'KINDS', 'hole_ratio', 'bucket_of', 'hole_depth', 'touches_border', 'pixel_range', 'fill_to_ratio',
            'stroke_mask', 'sparse_mask', 'line_ellipse_mask', 'central_mask', 'half_mask', 'shift_limits', 'placements',
-           'take_bits', 'spread_by_ratio', 'MaskSampler', 'MaskBank', 'load_masks', 'half_bank']
+           'take_bits', 'spread_by_ratio', 'MaskSampler', 'MaskBank', 'load_masks']
 
 # %% ../nbs/02_masks.ipynb #edcb4c74
 import inspect
@@ -363,9 +363,3 @@ def load_masks(
     bank = MaskBank(packed, shape, names, info)
     _doubt(f"{len(bank)} masks", bank.ratios.mean(), np.mean(middle), hole)
     return bank
-
-# %% ../nbs/02_masks.ipynb #9d5890c5
-def half_bank(n, size, seed=0):
-    "A `MaskBank` of `n` half masks; the same seed, the same bits."
-    rng = np.random.Generator(np.random.PCG64(seed))
-    return MaskBank.from_arrays([half_mask(rng, size) for _ in range(n)], info=dict(kind="half", seed=seed))

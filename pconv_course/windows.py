@@ -276,7 +276,8 @@ def repair(
     bs: int = 8,  # windows per call of the network
     progress=None,  # called as progress(windows done, windows in all)
 ) -> int:
-    "Fill the holes of all photos; the number of windows that it took. Raises `InputError` for masks of other values than 0 and 1."
+    "Fill the holes of all photos; the number of windows that it took. Raises `InputError` for options out of range and masks of other values than 0 and 1."
+    if not (bs >= 1 and feather >= 0 and 1 <= context <= 1000): raise InputError(f"bs={bs}, feather={feather}, context={context}: give 1 window or more, 0 px or more, and a context from 1 to 1,000")
     todo = []
     for a, m in zip(photos, masks):
         if ((m != 0) & (m != 1)).any(): raise InputError(f"a mask goes up to {m.max():g}; give 0 (hole) and 1 (known) only, such as `read_mask` returns")

@@ -19,9 +19,8 @@ from pconv_course.objective import InpaintLoss, feature_terms
 from pconv_course.masks import MaskBank
 from pconv_course.pconv import PartialConv2d, partial_conv2d
 from pconv_course.recipe import Recipe, recipe_from, recipe_learner, recipe_with
-from pconv_course.evaluation import HeldOut
 from pconv_course.lab.plans import WEIGHTS_HERE
-from pconv_course.lab.trials import jobs
+from pconv_course.lab.trials import HeldOut, jobs
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
 SMALL = recipe_with(Recipe(size=32, n_faces=40, n_masks=20, depth=3, width=4, bs=4), features='random', weights=WEIGHTS_HERE)

@@ -100,10 +100,26 @@ def test_the_average_of_given_faces():
     own = DrawnFaces(5, 32, 3)
     k = evaluation.baseline("average", faces=own)
     torch.testing.assert_close(k.fill(torch.zeros(1, 3, 32, 32), None, [0])[0], torch.stack([own[i] for i in range(5)]).mean(0))
-    assert k.info == dict(kind="average", faces=5)
+    assert k.info == dict(kind="average", faces=5, set="drawn")
 
 
 # Metrics
+
+def test_the_average_of_photographs_is_that_of_others_among_them(pictures, tmp_path):
+    "Not the mean of drawn faces, and nobody who is judged is in it; where all are judged, there is nothing to average."
+    where = dict(faces=pictures/"faces", masks=pictures/"masks", hole="white", valid="20-23", size=32)
+    p = pairs_module.open_pairs(**where, limit=4)
+    with pytest.raises(InputError, match="mean of others"): evaluation.baseline("average", p)
+    others = pairs_module.other_faces(pictures/"faces", "20-23", 32)
+    everyone = pairs_module.open_faces(pictures/"faces", 32)
+    assert sorted(others.ids) == sorted(i for i in everyone.ids if i not in {p.faces.ids[k] for k in range(len(p.faces))})
+    mean = evaluation.baseline("average", p, others).fill(*p.batch([0]), [0])[0]
+    torch.testing.assert_close(mean, torch.stack([*others]).mean(0), atol=1e-6, rtol=0)
+    pconv("evaluate", baseline=["average"], out=str(tmp_path/"s.json"), lpips="none", limit=4, **{k: str(v) if k != "size" else v for k, v in where.items()})
+    made = json.loads((tmp_path/"s.json").read_text())["methods"]["average"]
+    assert made["sha256"] == evaluation.average_of(others).sha256 and made["faces"] == len(others)
+    with pytest.raises(InputError, match="nobody is left"): pairs_module.other_faces(pictures/"faces", "all", 32)
+
 
 def test_score_agrees_with_the_metrics_of_training():
     gt, m = faces(4), masks(4)
@@ -647,6 +663,26 @@ def test_a_file_of_somebody_else_beside_out_stays(pairs, tmp_path, suffix):
     for _ in range(2): evaluation.evaluate([evaluation.baseline("mean", pairs)], pairs, tmp_path/"part.json", progress=False)
 
 
+def test_what_can_not_be_evaluated_is_said_before_anything_is_filled(pairs, tmp_path):
+    seen = []
+    for out, words in (("s", "should end in .json"), ("theirs.json", "no record of an evaluation")):
+        (tmp_path/"theirs.json").write_text("{}")
+        with pytest.raises(InputError, match=words): evaluation.evaluate([method(seen=seen)], pairs, tmp_path/out, progress=False)
+    with pytest.raises(InputError, match="two pairs or more"): evaluation.evaluate([method(seen=seen)], pairs_module.open_pairs(size=32, limit=1), tmp_path/"s.json", inception=print)
+    assert not seen and not (tmp_path/"theirs.csv").exists()
+    for how, words in ((dict(valid="0-3"), "chosen by the seed"), (dict(hole="white"), "leave that out")):
+        with pytest.raises(InputError, match=words): pairs_module.open_pairs(size=32, limit=2, **how)
+
+
+def test_a_join_leaves_the_scores_of_a_stopped_evaluation_of_other_pairs(pairs, tmp_path):
+    evaluation.evaluate([method("a", .3)], pairs, tmp_path/"a.json", progress=False)
+    evaluation.evaluate([method("a", .3)], pairs_module.open_pairs(size=32, limit=20, seed=1), tmp_path/"j.json", progress=False)
+    (tmp_path/"j.json").unlink()
+    before = (tmp_path/"j.csv").read_bytes()
+    with pytest.raises(InputError, match="other pairs"): evaluation.join_records([tmp_path/"a.json"], tmp_path/"j.json")
+    assert (tmp_path/"j.csv").read_bytes() == before
+
+
 def test_a_slip_in_against_is_found_before_anything_is_filled(pairs, tmp_path):
     seen = []
     with pytest.raises(InputError, match="no method 'telae'"): evaluation.evaluate([method(seen=seen)], pairs, tmp_path/"a.json", against="telae", progress=False)
@@ -756,7 +792,19 @@ def test_outputs_by_number_and_by_face(pairs, pictures):
     (pictures/"p/images/00007.png").unlink()
     with pytest.raises(InputError, match="no picture '00007'"): evaluation.outputs(pictures/"p/images", pairs)
     big = pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", size=48, by_name=True)
-    with pytest.raises(InputError, match="give --size 32"): evaluation.outputs(pictures/"faces", big).fill(*big.batch([0]), [0])
+    with pytest.raises(InputError, match="give --size 32"): evaluation.outputs(pictures/"faces", big)
+
+
+@pytest.mark.parametrize("by", ["pair", "face"])
+def test_outputs_whose_names_are_numbers_of_pairs_and_faces(pictures, by):
+    "Faces called 00000 and so on, and answers of the same names: the known pixels tell which of both is meant; one of another size is named."
+    for i in range(24): (pictures/f"faces/{i}.png").rename(pictures/f"faces/{i:05d}.png")
+    p = pairs_module.open_pairs(pictures/"faces", pictures/"masks", "white", valid="all", size=32, limit=24)
+    evaluation.save_pairs(p, pictures/"p")
+    given = evaluation.outputs(pictures/("p/images" if by == "pair" else "faces"), p)
+    assert p.face_at != sorted(p.face_at) and torch.equal(given.fill(*p.batch([3, 5]), [3, 5]), p.batch([3, 5])[0])
+    Image.new("RGB", (48, 48)).save(pictures/"p/images/00009.png")
+    with pytest.raises(InputError, match="images: 00009 is of 48x48 px, the pairs are of 32"): evaluation.outputs(pictures/"p/images", p)
 
 
 # LPIPS, FID, KID

@@ -21,7 +21,7 @@ from pconv_course.evaluation import row_of
 from pconv_course.lab.experiments import (EXPERIMENTS, NETWORKS, SCALES, STAGES, STEPS, Job, Scale, cost_of, network_recipe, networks_of, open_experiment,
     run_experiment, run_networks, run_steps, stage_callback, train_network)
 from pconv_course.lab.records import difference, overview_rows, record_verdict
-from pconv_course.masks import half_bank, half_mask
+from pconv_course.masks import half_mask, MaskBank
 from pconv_course.weights import load_model
 from pconv_course.runs.run import TrainingInterrupted
 from pconv_course.recipe import Recipe, recipe_diff
@@ -200,8 +200,8 @@ def test_cost():
 
 @pytest.mark.parametrize("size", (16, 33, 64))
 def test_half_masks(size):
-    bank = half_bank(60, size, 5)
-    assert bank.sha256 == half_bank(60, size, 5).sha256 != half_bank(60, size, 6).sha256
+    bank = MaskBank.make(60, size, 5, "half")
+    assert bank.sha256 == MaskBank.make(60, size, 5, "half").sha256 != MaskBank.make(60, size, 6, "half").sha256
     for i in range(60):
         m = bank.array(i)
         left = m[:, 0]

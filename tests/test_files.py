@@ -262,6 +262,57 @@ def test_strokes_on_a_transparent_layer(tmp_path):
     with pytest.raises(InputError, match="give that layer as the mask"): inpaint(layer, None, GREY, hole="opaque")
 
 
+@pytest.mark.parametrize("hole", ["alpha", "opaque"])
+def test_an_array_has_no_transparency(hole):
+    "Taken as 1 = known it would repair all but what was painted."
+    for m in (mask(), 255*mask(), mask().astype(bool), torch.from_numpy(mask())):
+        with pytest.raises(InputError, match="the mask is an array without transparency; state hole="): inpaint(noise(), m, GREY, hole=hole)
+
+
+def test_a_transparent_hole_of_a_photo_that_is_its_own_mask_becomes_opaque(tmp_path):
+    save(tmp_path/"p.png", np.dstack([noise(), 255*mask()]))
+    (tmp_path/"copy.png").write_bytes((tmp_path/"p.png").read_bytes())
+    for m in (None, "p.png", "copy.png"):
+        inpaint_file(tmp_path/"p.png", m and tmp_path/m, tmp_path/"out.png", GREY, "alpha", overwrite=True, feather=0)
+        assert (np.asarray(Image.open(tmp_path/"out.png"))[mask() == 0] == (128, 128, 128, 255)).all()
+    photo = Image.open(tmp_path/"p.png")
+    assert (np.asarray(inpaint([photo], [photo], GREY, hole="alpha")[0])[..., 3] == 255).all()
+
+
+def test_options_that_can_not_be_meant():
+    for how, words in (dict(bs=0), "bs=0"), (dict(feather=-1), "feather=-1"), (dict(context=float("nan")), "context=nan"), (dict(grow=-1), "grow=-1"), (dict(grow=2.5), "grow=2.5"), (dict(tolerance=-1), "tolerance=-1"):
+        with pytest.raises(InputError, match=words): inpaint(noise(), mask(), GREY, hole="black", **how)
+    for size in (8, 64.5, "64"):
+        with pytest.raises(InputError, match=f"can't work at {size} px"): inpaint(noise(), mask(), GREY[0], hole="black", size=size)
+    with pytest.raises(InputError, match="an image of shape"): inpaint(np.zeros((0, 8, 8, 3), np.uint8), mask(), GREY, hole="black")
+
+
+def test_a_mask_at_home_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path/"p.png", noise()), save(tmp_path/"m.png", 255*mask())
+    with pytest.raises(InputError, match="is the photo or the mask itself"): inpaint_file("~/p.png", "~/m.png", "~/m.png", GREY, "black", overwrite=True)
+
+
+def test_results_may_go_where_photos_and_masks_are(tmp_path):
+    "A folder above the photos is none that hides them."
+    for d in ("photos", "masks"): (tmp_path/d).mkdir()
+    save(tmp_path/"photos/a.png", noise()), save(tmp_path/"masks/a.png", 255*mask())
+    for out in (tmp_path, tmp_path/"photos"/".."): assert [j[3] for j in pair_files(tmp_path/"photos", tmp_path/"masks", out)] == [None]
+    assert [j[1] for j in pair_files(tmp_path/"photos"/"a.png", tmp_path/"masks", f"{tmp_path}/")] == [tmp_path/"masks/a.png"]
+
+
+def test_names_with_figures_of_other_scripts(): assert sorted(["1²3.png", "10.png", "9.png"], key=pictures.natural) == ["1²3.png", "9.png", "10.png"]
+
+
+def test_a_picture_of_floats(tmp_path):
+    "From 0 to 1 it is what it is as an array; of other values nobody knows their white."
+    a = np.linspace(0, 1, 24*24, dtype=np.float32).reshape(24, 24)
+    Image.fromarray(a).save(tmp_path/"a.tif")
+    assert np.abs(np.asarray(pictures.read_face(tmp_path/"a.tif", 24))[..., 0] - 255*a).max() <= 1
+    Image.fromarray(200*a).save(tmp_path/"b.tif")
+    with pytest.raises(InputError, match="b.tif.*values go from 0 to 200"): pictures.read_face(tmp_path/"b.tif", 24)
+
+
 @pytest.mark.parametrize("mode,key", [("RGB", (7, 8, 9)), ("L", 7), ("1", 0), ("P", 3)])
 def test_one_transparent_colour(mode, key, tmp_path):
     a = noise()

@@ -21,9 +21,8 @@ from pconv_course.recipe import public_recipe
 from pconv_course.training import RunCallback
 from pconv_course.recipe import Phase, Recipe, recipe_from, recipe_learner, recipe_with
 from pconv_course.training import learning_rate
-from pconv_course.evaluation import HeldOut
 from pconv_course.lab.plans import HOLES, PLANS, by_kind, fills, looks, run_trials, weights_plan
-from pconv_course.lab.trials import (TWISTS, ImageRun, TrialCallback, TrialPlan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key, trial_table, work_until)
+from pconv_course.lab.trials import (TWISTS, HeldOut, ImageRun, TrialCallback, TrialPlan, Variant, jobs, record_plan, run_plan, show_trials, step_flop, summary, trial, trial_key, trial_table, work_until)
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'results'
 TINY = Recipe(size=32, n_faces=60, valid=0.2, masks='stroke', n_masks=20, depth=3, width=6, bs=4, phases=(Phase(3e-3, share=3), Phase(6e-4, freeze_bn=True)))

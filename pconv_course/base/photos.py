@@ -65,6 +65,7 @@ class Photo(NamedTuple):
     colours: int  # how many of the C channels are colours: 1, 3, or 4 inks; the others are alpha
     give: object  # called without arguments: the picture in the kind that came in
     like: dict | None = None  # how it was compressed, see `jpeg_like`
+    clear: bool = False  # is what is transparent the hole? then it becomes opaque
 
     def views(self):
         "The colours, upright, as views of 1 or 3 channels, which is what `repair` takes."
@@ -218,9 +219,10 @@ def read_pair(
         mask = None  # the hole is marked on the photo itself
     file = isinstance(image, (str, Path)) and mask is not None
     grow = 3*isinstance(hole, tuple) if grow is None else grow
-    m = None if mask is None else read_hole(mask, hole, tolerance, grow)
+    if grow not in range(1001) or not 0 <= tolerance <= 255: raise InputError(f"grow={grow}, tolerance={tolerance}: give whole pixels from 0 to 1,000, and grey levels from 0 to 255")
+    m = None if mask is None else read_hole(mask, hole, tolerance, int(grow))
     photo = open_photo(image)
-    if mask is None: m = own_hole(photo, hole, tolerance, grow)
+    if mask is None: m, photo = own_hole(photo, hole, tolerance, grow), photo._replace(clear=hole == "alpha")
     shape = (photo.turn(photo.pixels) if file else photo.pixels).shape[:2]
     if m.shape != shape and not fit: raise InputError(f"the mask is {m.shape[1]}x{m.shape[0]} px and the photo {shape[1]}x{shape[0]}; make them alike, or have it stretched (--fit, fit=True)")
     if m.shape != shape: m = valid_mask(resize_nearest(m, shape))

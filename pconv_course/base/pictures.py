@@ -198,8 +198,11 @@ def open_image(
 def to_rgb(
     img,  # PIL image of any mode
 ):
-    "PIL RGB image: 16 bits scaled to 8, transparency laid on white, the first frame of an animation."
-    if img.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+    "PIL RGB image: 16 bits and floats from 0 to 1 scaled to 8, transparency laid on white, the first frame of an animation."
+    if img.mode == "F":
+        if not ((v := np.asarray(img)) >= 0).all() or v.max() > 1: raise InputError(f"its values go from {v.min():g} to {v.max():g}; save it as PNG, or with floats from 0 to 1")
+        img = Image.fromarray(np.uint8(255*v + .5))
+    if img.mode in ("I", "I;16", "I;16B", "I;16L"):
         deep = np.asarray(img, dtype=np.float64)
         img = Image.fromarray(np.clip(deep/257 + .5, 0, 255).astype(np.uint8))
     if img.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in img.info:
@@ -272,7 +275,7 @@ def kind_of_name(name):
 def files_in(src, without):
     "Names of all files of a folder or a zip, relative to it. Raises `InputError` when it can't be read."
     if not src.exists(): raise InputError(f"{src} does not exist; check the path, it takes a folder or a zip of pictures")
-    skip = {o for o in (Path(o).expanduser().resolve() for o in without if o) if o != src.resolve()}
+    skip = {o for o in (Path(o).expanduser().resolve() for o in without if o) if src.resolve() in o.parents}
     try:
         if not src.is_dir():
             with zipfile.ZipFile(src) as z: return sorted(i.filename for i in z.infolist() if not i.is_dir())
@@ -406,6 +409,7 @@ def soft_mask(
     if isinstance(src, torch.Tensor): src = src.detach().cpu().numpy()
     if isinstance(src, np.ndarray): src = plain_array(src, name)
     if isinstance(src, np.ndarray) and src.shape[2:] == (4,) and src.dtype == np.uint8: src = Image.fromarray(src)
+    if isinstance(src, np.ndarray) and hole in ("alpha", "opaque"): raise InputError(f"{name} is an array without transparency; state hole='white' or hole='black'")
     if isinstance(src, np.ndarray): level = _array_levels(src, name)
     else: level = _image_levels(src if isinstance(src, Image.Image) else upright(open_image(src, "mask", name)), hole, name)
     return 1 - level if hole == "white" else level
@@ -450,7 +454,7 @@ def read_mask(
     threshold: float = 0.5,  # a pixel is known from this value on, 0..1
 ) -> np.ndarray:
     "Mask uint8 (H,W), 1 = known. Warns (`MaskWarning`) if it is mostly hole or grey. Raises `InputError`."
-    name = str(src) if isinstance(src, (str, Path)) else str(getattr(src, "name", "the mask"))
+    name = str(src) if isinstance(src, (str, Path)) else str(getattr(src, "name", None) or "the mask")
     soft = soft_mask(src, hole, name)
     m = _binary(soft, size, threshold, name, hole)
     _doubt(name, 1 - m.mean(), _greyness(soft), hole)
@@ -461,7 +465,7 @@ def left_out(src, aside):
     "What a warning says of the files in `aside` ({name: reason}) of the source `src`: how many, and why the first; None without any."
     return next((f"{len(aside)} files of {src} are left out: {name} is {why}" for name, why in aside.items()), None)
 
-def natural(name): return [int(o) if o.isdigit() else o for o in re.split(r"(\d+)", name)]
+def natural(name): return [int(o) if o.isdecimal() else o for o in re.split(r"(\d+)", name)]
 
 def mask_files(src):
     "[(name, what to open)] of a folder, a zip or a list, in natural order, and the `Listing` of all files. Raises `InputError`."

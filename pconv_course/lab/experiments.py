@@ -30,7 +30,7 @@ from ..fast import flops, saved_bytes
 from ..inpainting import finish_photo, open_model, pictures
 from .ablations import run_ablations, run_specks
 from .things import judge_things
-from ..masks import half_bank, hole_ratio
+from ..masks import hole_ratio, MaskBank
 from ..metrics import open_lpips, score
 from ..pairs import open_pairs
 from ..recipe import CHOICES, Phase, public_recipe, Recipe, recipe_loss, recipe_model
@@ -166,7 +166,7 @@ def open_experiment(
 ):
     "The `Pairs` of an experiment. Raises `InputError`."
     src = dict(sparse="sparse", central="central", half=Path(out)/"half.npz", comparison=masks)[name]
-    if name == "half": half_bank(200, scale.size).save(src)
+    if name == "half": MaskBank.make(200, scale.size, 0, "half").save(src)
     return open_pairs(data, src, hole if name == "comparison" else None, valid if data != "drawn" else None, scale.size, scale.pairs)
 
 # %% ../../nbs/lab/experiments.ipynb #e08254de

@@ -14,8 +14,7 @@ import torch
 # %% ../../nbs/lab/plans.ipynb #d0be1577
 from ..base.core import InputError
 from ..critic import CriticSpec
-from ..evaluation import fill_texture
-from .trials import record_plan, run_plan, TrialPlan, Variant
+from .trials import fill_texture, record_plan, run_plan, TrialPlan, Variant
 from ..learner import inpaint_batch
 from ..masks import MaskBank
 from ..metrics import hole_l1_error, open_lpips

@@ -26,8 +26,8 @@ from ..base.pictures import decode, face_ids, list_pictures, naming
 from ..data import FaceFiles, MADE_BY, split_ids
 
 # %% ../../nbs/tools/prepare.ipynb #c9a84e27
-def claim_folder(dst, settings, split={}):
-    "Make `dst` ours, or find that it is. Raises `InputError` when it holds something else, other settings, or finished faces under another split."
+def claim_folder(dst, settings, split={}, files=None):
+    "Make `dst` ours, or find that it is. Raises `InputError` when it holds something else, other settings, or finished faces of another split or other `files`."
     try:
         dst.mkdir(parents=True, exist_ok=True)
         there = [p for p in os.listdir(dst) if not p.startswith(".")]
@@ -37,9 +37,10 @@ def claim_folder(dst, settings, split={}):
     if not isinstance(old, dict) or old.get("made_by") != MADE_BY:
         raise InputError(f"{dst} is not empty and not ours; nothing was changed, choose a new folder")
     was, now = dict(old, versions=old.get("versions", 1)), dict(settings, versions=settings.get("versions", 1))
-    if "manifest.json" in there: was, now = {**split, **read_json(dst/"manifest.json"), **was}, {**split, **now}
+    if "manifest.json" in there: was, now = {**split, **read_json(dst/"manifest.json"), **was}, now | split
     if differ := ", ".join(f"{k}={was.get(k)!r}" for k in now if was.get(k) != now[k]):
         raise InputError(f"{dst} was made with {differ}; repeat that or choose a new folder")
+    if "faces.csv" in there and "manifest.json" in there and files: check_source(dst, files)
 
 # %% ../../nbs/tools/prepare.ipynb #bf14087c
 FACE_COLUMNS = ("id", "source", "source_bytes", "width", "height", "bytes", "sha256")
@@ -56,12 +57,11 @@ def faces_done(dst, files, suffix):
             and (r["source"], r["source_bytes"]) == (name, str(files.weight(name)))
     return {i: rows[i] for i, name in zip(files.ids, files.names) if holds(i, name)}
 
-def check_source(dst, src, files):
-    "Raises `InputError` when `dst` is finished and none of its faces was made of a file that `src` holds."
-    if not all((dst/k).is_file() for k in ("manifest.json", "faces.csv")): return
+def check_source(dst, files):
+    "Raises `InputError` when none of the faces in `dst` was made of one of the `files`."
     with (dst/"faces.csv").open(newline="", encoding="utf-8") as f: made = {(r["source"], r["source_bytes"]) for r in csv.DictReader(f)}
     if made.isdisjoint((k, str(files.weight(k))) for k in files.names):
-        raise InputError(f"{dst} holds faces of another source; nothing was changed, choose a new folder for those of {src}")
+        raise InputError(f"{dst} holds faces of another source; nothing was changed, choose a new folder for those of {files.src}")
 
 # %% ../../nbs/tools/prepare.ipynb #b10ca1b5
 def face_version(
@@ -169,9 +169,8 @@ def prepare(
     found, files, settings = list_pictures(src), FaceFiles(src, ids=ids), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name, **({} if versions == 1 else dict(versions=versions)))
     if src.resolve() in [dst.resolve(), *dst.resolve().parents]: raise InputError(f"{dst} lies inside {src}; choose a folder outside")
     files, numbers = with_versions(files, held := set(split_ids(files.ids, valid, seed)[1]), versions)
-    claim_folder(dst, settings, dict(split=str(valid), seed=seed))
+    claim_folder(dst, settings, dict(split=str(valid), seed=seed), files)
     with alone_in(dst):
-        check_source(dst, src, files)
         write_rows(dst/"faces.csv.part", (rows := faces_done(dst, files, suffix)).values())
         todo = {k: numbers[k] for k, i in enumerate(files.ids) if i not in rows}
         with counting(len(files), len(rows), progress, "preparing", "files") as done:
