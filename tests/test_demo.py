@@ -90,6 +90,8 @@ def test_again_is_the_same_and_the_earlier_run_is_kept(made, capsys):
     again = demo.demo(folder.parent/"x"/".."/"demo", minutes=None, n_test=9, recipe=TINY)
     assert "kept as demo-1" in capsys.readouterr().out and again["run"] == "demo" and again["cases"] == record["cases"]
     assert read_json(folder.with_name("demo-1")/"metrics.json") == record
+    assert folder.with_name("demo-1-restored.png").is_file() and folder.with_name("demo-restored.png").is_file(), "its picture goes along"
+    with pytest.raises(InputError, match="give 1 or more"): demo.held_out(TINY, "drawn", 0)
     assert not demo.fresh_folder(folder.with_name("new"))
     with alone_in(folder), pytest.raises(InputError, match="in use"): demo.fresh_folder(folder)
     assert folder.is_dir()

@@ -226,6 +226,17 @@ def test_the_command(net, tmp_path, monkeypatch, cores, capsys):
     assert len(out.read_bytes()) < len(before)
 
 
+def test_run_onnx_knows_what_the_graph_reads_as_hole(net, tmp_path, monkeypatch, cores):
+    "Graphs of either polarity fill the same hole of the same mask, 0 = hole; the network that is exported stays as it is."
+    monkeypatch.setattr(onnx_module, "core_graph", lambda model, impl="fast": cores[impl])
+    rng = np.random.default_rng(1)
+    image, m = rng.integers(0, 256, (40, 32, 3), dtype=np.uint8), (rng.random((40, 32)) < .8).astype(np.uint8)
+    net.train()
+    made = [onnx_module.run_onnx(onnx_module.open_onnx(export_onnx(net, tmp_path/f"{hole}.onnx", hole=hole)["path"]), image, m) for hole in ("black", "white")]
+    assert np.array_equal(*made) and np.array_equal(made[0][m == 1], image[m == 1]) and net.training
+    net.eval()
+
+
 def test_importing_the_module_needs_no_onnx():
     code = "import sys; import pconv_course.tools.onnx; print([m for m in ('onnx', 'onnxscript', 'onnxruntime', 'huggingface_hub') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -273,6 +284,16 @@ def test_coarse_to_fine_goes_there_and_back(tmp_path):
 def test_only_partial_and_fine_networks_go_to_hubs(tmp_path):
     with pytest.raises(InputError, match="a partial or a fine network, not a plain one"): save_pretrained(build_unet(dict(depth=3, width=4, network="plain")), tmp_path/"hub")
     assert not (tmp_path/"hub").exists()
+
+
+@hub
+def test_what_is_no_folder_for_hubs_is_said_without_asking_the_network(net, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert save_pretrained(net, "~/mine") == tmp_path/"mine" and weights_hash(from_pretrained("~/mine")[0]) == weights_hash(net)
+    with pytest.raises(InputError, match="is a file; give the folder"): from_pretrained(tmp_path/"mine"/"model.safetensors")
+    (tmp_path/"run").mkdir()
+    (tmp_path/"run"/"config.json").write_text('{"model": {"depth": 2}}')
+    with pytest.raises(InputError, match="a run's folder, not one for hubs; use load_model"): from_pretrained(tmp_path/"run")
 
 
 @hub

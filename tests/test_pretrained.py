@@ -42,9 +42,10 @@ def test_the_packed_network_lies_between_the_last_two_runs(runs, tmp_path):
 
 
 def test_packed_weights_are_not_overwritten(runs, tmp_path):
-    pack_weights(runs[:1], tmp_path, "mine")
+    pack_weights(runs[:1], tmp_path, "mine"), (tmp_path/"theirs.json").write_text("1")
     was = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(InputError, match="mine.safetensors is there already; choose another name"): pack_weights(runs, tmp_path, "mine")
+    with pytest.raises(InputError, match="theirs.json is there already; choose another name"): pack_weights(runs, tmp_path, "theirs")
     for name in ("", "../mine", "a.b"):
         with pytest.raises(InputError, match="letters, digits"): pack_weights(runs, tmp_path, name)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == was

@@ -96,6 +96,7 @@ def test_version_grows_when_there_is_something_to_show_but_not_while_drawing(w):
 
 def test_a_new_view_finds_what_is_there(w):
     w.do("draw", hole_png(scratch(w)))
+    assert (hole_from_png(w.canvas.hole, w.hole.shape) == scratch(w)).all() and w.canvas.label.endswith(f"{scratch(w).mean():.0%} of it hole")
     w.do("stroke")
     assert (hole_from_png(w.canvas.hole, w.hole.shape) == w.hole).all() and w.canvas.size == [90, 60]
 
@@ -173,8 +174,38 @@ def test_preview_shows_the_filled_picture_and_enters_no_history(w):
     shown = np.asarray(from_png(w.canvas.picture).convert("RGB"))
     assert (shown[scratch(w)] == (255, 0, 0)).all() and len(w.history.states) == 2 and w.canvas.tint < .5
     assert (np.asarray(w.image) == photo()).all()
+    for back, there in (("undo", False), ("redo", True), ("clear", False), ("stroke", True)):
+        w.do(back)
+        assert (np.asarray(from_png(w.canvas.picture).convert("RGB"))[w.hole] == (255, 0, 0)).all() and w.hole.any() == there
+        assert there or (np.asarray(from_png(w.canvas.picture)) == photo()).all()
+    w.do("draw", hole_png(np.zeros_like(w.hole)))
+    assert (np.asarray(from_png(w.canvas.picture)) == photo()).all(), "all of it was erased"
     w.controls["live"].value = False
     assert (np.asarray(from_png(w.canvas.picture)) == photo()).all() and w.canvas.tint > .5
+
+
+def test_deeds_that_change_nothing_on_the_canvas_redraw_nothing(w):
+    v = w.canvas.version
+    for deed in ("thinner", "thicker", "toggle", "download"): w.do(deed)
+    assert w.canvas.version == v, "a redraw would wipe out a stroke that is being drawn"
+
+
+def test_fill_twice_and_a_hole_over_all(w):
+    w.do("draw", hole_png(scratch(w)))
+    press(w, "run"), w.do("run")
+    assert not alert(w) and "Undo brings it back" in w.controls["status"].value, "the second click of a double one"
+    w.do("draw", hole_png(np.ones_like(w.hole)))
+    w.do("run")
+    assert "leave something known" in alert(w)[1]
+
+
+def test_views_and_downloads_of_photos_with_alpha_and_inks():
+    clear = np.dstack([photo(), np.zeros((60, 90), np.uint8)])
+    assert (np.asarray(view_of(Image.fromarray(clear))) == 255).all(), "what is transparent is shown as white"
+    inks = Image.fromarray(photo()).convert("CMYK")
+    inks.info["icc_profile"] = b"of inks"
+    made = photo_from_bytes(inks)
+    assert made.mode == "RGB" and "icc_profile" not in made.info
 
 
 def test_a_slow_preview_switches_itself_off(w, monkeypatch):
@@ -209,7 +240,10 @@ def test_another_photo_by_upload(w):
     w.do("draw", hole_png(scratch(w)))
     w.controls["photo"].set_trait("value", (dict(name="a.png", type="image/png", size=1, last_modified=datetime.now(timezone.utc), content=memoryview(png(photo(30, 40)))),))
     assert w.image.size == (40, 30) and w.canvas.size == [40, 30] and not w.hole.any() and w.controls["undo"].disabled
-    assert (w.controls["brush"].max, w.canvas.brush) == (10, 1), "up to a quarter of the picture, and a twenty-fifth to begin with"
+    assert (w.controls["brush"].max, w.canvas.brush) == (10, 2), "up to a quarter of the picture, and a twenty-fifth to begin with, 2 px at least"
+    w.do("draw", hole_png(scratch(w, columns=slice(10, 30))))
+    w.controls["photo"].set_trait("value", (dict(name="a.png", type="image/png", size=1, last_modified=datetime.now(timezone.utc), content=memoryview(png(photo(30, 40)))),))
+    assert not w.hole.any(), "the same file again begins anew"
 
 
 def test_kinds_of_photos(tmp_path):

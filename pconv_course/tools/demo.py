@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CASES', 'SHOWN', 'METHODS', 'NONE_SHIPS', 'PORTRAIT', 'RESTORED', 'RESTORED_ALT', 'REPORT_PICTURES', 'PORTRAIT_ALT',
            'case_masks', 'demo_verdict', 'picture_grid', 'comparison_figure', 'portrait', 'shipped', 'portrait_fills',
-           'restored', 'loss_figure', 'png_bytes', 'fill_template', 'result_rows', 'case_table', 'held_out', 'fill_all',
-           'judge_demo', 'case_pictures', 'judge_portrait', 'trained_sentence', 'bucket_texts', 'case_part',
+           'beside', 'restored', 'loss_figure', 'png_bytes', 'fill_template', 'result_rows', 'case_table', 'held_out',
+           'fill_all', 'judge_demo', 'case_pictures', 'judge_portrait', 'trained_sentence', 'bucket_texts', 'case_part',
            'report_page', 'fresh_folder', 'demo', 'demo_record', 'write_demo']
 
 # %% ../../nbs/tools/demo.ipynb #f26cac41
@@ -134,6 +134,10 @@ def portrait_fills(
 RESTORED = dict(central=2, half=1, stroke=2)  # kind of hole: faces
 RESTORED_ALT = "drawn faces with their middle, a half or broad strokes missing, and what Telea's method and the network of the package put there"
 
+def beside(out):
+    "Where the picture goes that is shown before the training, beside the run's folder `out`."
+    return out.with_name(f"{out.name}-restored.png")
+
 def restored(
     out,  # the run's folder; the picture is written beside it
     seed=0,  # of the holes
@@ -150,8 +154,8 @@ def restored(
     png = png_bytes(comparison_figure(gt, m, fills, dict(telea="Telea", drawn="after hours"), 2))
     path = Path(os.path.abspath(Path(out).expanduser()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path.with_name(f"{path.name}-restored.png")) as tmp: tmp.write_bytes(png)
-    say(f"faces restored by the network of the package, to look at meanwhile: {path.name}-restored.png beside the run")
+    with atomic_path(beside(path)) as tmp: tmp.write_bytes(png)
+    say(f"faces restored by the network of the package, to look at meanwhile: {beside(path).name} beside the run")
     return png
 
 # %% ../../nbs/tools/demo.ipynb #94220d22
@@ -218,6 +222,7 @@ def held_out(
     "(n,3,size,size): the first faces that training with this recipe does not see. Raises `InputError` for unusable data."
     dls = face_dls(data, size=recipe.size, bs=recipe.bs, n=recipe.n_faces or None, valid=recipe.valid, seed=recipe.seed)
     if len(dls.train_ds) < 8: raise InputError(f"{len(dls.train_ds)} faces to learn from are too few; give a folder or a zip with at least 20")
+    if n < 1: raise InputError(f"{n} faces to try it on are too few; give 1 or more")
     return torch.stack([dls.valid_ds[i] for i in range(min(n, len(dls.valid_ds)))])
 
 # %% ../../nbs/tools/demo.ipynb #66c3305e
@@ -313,6 +318,7 @@ def fresh_folder(out):
     with alone_in(out): new = next(p for i in itertools.count(1) if not (p := out.with_name(f"{out.name}-{i}")).exists())
     try: out.rename(new)
     except OSError as e: raise InputError(f"cannot rename the earlier run {out.name} ({e.strerror}); choose another folder with --out") from e
+    if (shown := beside(out)).is_file(): shown.rename(beside(new))
     return new
 
 # %% ../../nbs/tools/demo.ipynb #d4869bc1

@@ -81,7 +81,7 @@ def pack_weights(
     "Store a trained network in 16 bits, with a record of how it was made. Raises `InputError`."
     file = Path(out).expanduser()/f"{name}.safetensors"
     if not re.fullmatch(r"\w[\w-]*", name): raise InputError(f"name={name!r}: give letters, digits, _ and -")
-    if file.exists(): raise InputError(f"{file} is there already; choose another name or folder, or move it away")
+    if taken := [f for f in (file, file.with_suffix(".json")) if f.exists()]: raise InputError(f"{taken[0]} is there already; choose another name or folder, or move it away")
     stages = [s for r in runs for s in stages_of(r)]
     if not 0 < part <= 1: raise InputError(f"part={part!r}: give a number above 0, 1 at most")
     if len(runs) < 1 + (part < 1): raise InputError("no run given; give the folder of a finished run" if part == 1 else f"part={part} lies between two runs; give two or more")

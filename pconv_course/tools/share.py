@@ -109,7 +109,9 @@ def network_of(source, **where):
     "'partial', or what else config.json in the folder or on the hub says."
     file = Path(source)/'config.json'
     if not file.parent.is_dir(): file = need('huggingface_hub', extra='hub')[0].hf_hub_download(source, file.name, **where)
-    return read_json(file).get('network', 'partial') if Path(file).is_file() else 'partial'
+    config = read_json(file) if Path(file).is_file() else {}
+    if 'model' in config: raise InputError(f"{source} is a run's folder, not one for hubs; use load_model")
+    return config.get('network', 'partial')
 
 # %% ../../nbs/tools/share.ipynb #a8788a60
 def save_pretrained(
@@ -121,8 +123,8 @@ def save_pretrained(
     net = hub_class(shape.pop('network', 'partial'))(**shape)
     net.load_state_dict(model.state_dict())
     net.facts = {k: config[k] for k in ('recipe', 'licence', 'data', 'provenance') if k in (config or {})}
-    net.save_pretrained(folder)
-    return Path(folder)
+    net.save_pretrained(folder := Path(folder).expanduser())
+    return folder
 
 def from_pretrained(
     source,  # a folder, or a name such as 'person/network' on the hub
@@ -131,6 +133,7 @@ def from_pretrained(
     "The network in eval mode and its configuration, as `load_model`. Nothing is unpickled. Raises `InputError`."
     path = Path(source).expanduser()
     refuse_pickle(path)
+    if path.is_file(): raise InputError(f"{source} is a file; give the folder that holds it and its config.json, or use load_model")
     if not path.exists() and not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(source)): raise InputError(f"{source}: no such folder")
     source = str(path) if path.exists() else str(source)
     try: net = hub_class(network_of(source, **where)).from_pretrained(source, map_location=device, **where)

@@ -102,6 +102,20 @@ def test_draw_with_the_mouse_fill_and_undo(desk, shot):
     desk.until(lambda: np.array_equal(desk.picture(), filled), "redo brings the result back")
 
 
+def test_a_pen_of_one_pixel_draws_wherever_it_is_put(desk):
+    "Between pixels, at the edge of the picture, and by the keyboard."
+    canvas, n = desk.canvas(1), 0
+    for _ in range(20): canvas.press("[")
+    desk.page.wait_for_timeout(300)
+    for x, y in ((.2, .2), (.4013, .4017), (.602, .6041), (.9999, .9999), (.0001, .5)):
+        desk.stroke((x, y), (x, y), i=1)
+        assert desk.hole(1).sum() > n, f"a click at {x}, {y} drew nothing"
+        n = desk.hole(1).sum()
+    for key in ("Home", " ", " "): canvas.press(key)
+    desk.until(lambda: desk.hole(1).sum() > n, "nor did the space bar")
+    for _ in range(4): canvas.press("]")
+
+
 def test_strokes_add_up_and_are_undone_one_by_one(desk):
     desk.stroke((.1, .2), (.4, .2))
     one = desk.hole()
