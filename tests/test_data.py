@@ -402,6 +402,13 @@ def test_finished_faces_are_not_replaced_by_those_of_another_source_or_split(alb
     assert prepare(album, out, size=32, valid=.5)["split"] == "0.5"
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="such names can't be made there")
+def test_a_name_that_is_not_utf8_is_set_aside(album):
+    os.rename(album / "a" / "000.jpg", os.fsencode(album) + b"/a/caf\xe9.jpg")
+    made = prepare(album, album.parent / "out", size=32)
+    assert made["count"] == 11 and dict(source="a/caf\\udce9.jpg", reason="its name is not UTF-8; rename it") in read_json(album.parent / "out" / "quarantine.json")
+
+
 def test_versions_of_training_faces_only(album):
     plain = prepare(album, album.parent / "plain", size=32, valid=.25)
     m = prepare(album, album.parent / "out", size=32, valid=.25, versions=4)

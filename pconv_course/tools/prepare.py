@@ -94,6 +94,7 @@ NAME_ERRORS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # the fault of o
 def prepare_one(files, item, dst, size, suffix, version=0):
     "Write one face, or a version of it, into `dst`: its row for faces.csv, or {'source', 'reason'} when it can't be read."
     name, i, data = files.names[item], files.ids[item], io.BytesIO()
+    if (plain := name.encode(errors="backslashreplace").decode()) != name: return dict(source=plain, reason="its name is not UTF-8; rename it")
     try:
         with naming("it"), files.stream(name) as f:
             weight, (face, (w, h)) = files.weight(name), decode(f, size)
