@@ -53,7 +53,7 @@ def open_model(
     if not callable(model): raise InputError(f"a model of type {type(model).__name__} can't be used; give a run folder, model.safetensors or a network")
     size = size or (config if isinstance(config, int) else trained_size(model, config))
     if size not in range(16, 4097): raise InputError(f"the network can't work at {size} px; give 16 to 4096")
-    return (on_device(model, device) if device and isinstance(model, nn.Module) else model), size
+    return (on_device(model, device) if device and isinstance(model, nn.Module) else model), int(size)
 
 # %% ../nbs/21_inpainting.ipynb #e462ca68
 def finish_photo(

@@ -393,11 +393,12 @@ def test_finished_faces_are_not_replaced_by_those_of_another_source_or_split(alb
     prepare(album, out, size=32)
     before = tree(out)
     for i in range(3): write(twin / "a" / f"{i:03d}.jpg", draw_face(200 + i, 64))
-    for change, words in ((dict(valid=.5), "split='0.1'"), (dict(seed=7), "seed=0"), (dict(versions=3), "versions=1")):
+    for change, words in ((dict(valid=.5), "valid='0.1'"), (dict(seed=7), "seed=0"), (dict(versions=3), "versions=1")):
         with pytest.raises(InputError, match=f"was made with {words}; repeat") as e: prepare(album, out, size=32, **change)
         assert one_line(e) and tree(out) == before
-    with pytest.raises(InputError, match="another source; nothing was changed, choose a new folder") as e: prepare(twin, out, size=32)
+    with pytest.raises(InputError, match="nothing was changed, choose a new folder") as e: prepare(twin, out, size=32)
     assert one_line(e) and tree(out) == before
+    for same in (".1", "0.10"): assert prepare(album, out, size=32, valid=same)["valid"] == prepare(album, out, size=32)["valid"]
     (out / "manifest.json").unlink()
     assert prepare(album, out, size=32, valid=.5)["split"] == "0.5"
 

@@ -280,7 +280,7 @@ def test_a_transparent_hole_of_a_photo_that_is_its_own_mask_becomes_opaque(tmp_p
 
 
 def test_options_that_can_not_be_meant():
-    for how, words in (dict(bs=0), "bs=0"), (dict(feather=-1), "feather=-1"), (dict(context=float("nan")), "context=nan"), (dict(grow=-1), "grow=-1"), (dict(grow=2.5), "grow=2.5"), (dict(tolerance=-1), "tolerance=-1"):
+    for how, words in (dict(bs=0), "bs=0"), (dict(feather=-1), "feather=-1"), (dict(context=float("nan")), "context=nan"), (dict(grow=-1), "grow=-1"), (dict(grow=2.5), "grow=2.5"), (dict(tolerance=-1), "tolerance=-1"), (dict(tolerance=None), "tolerance=None"):
         with pytest.raises(InputError, match=words): inpaint(noise(), mask(), GREY, hole="black", **how)
     for size in (8, 64.5, "64"):
         with pytest.raises(InputError, match=f"can't work at {size} px"): inpaint(noise(), mask(), GREY[0], hole="black", size=size)

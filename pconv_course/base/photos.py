@@ -219,8 +219,9 @@ def read_pair(
         mask = None  # the hole is marked on the photo itself
     file = isinstance(image, (str, Path)) and mask is not None
     grow = 3*isinstance(hole, tuple) if grow is None else grow
-    if grow not in range(1001) or not 0 <= tolerance <= 255: raise InputError(f"grow={grow}, tolerance={tolerance}: give whole pixels from 0 to 1,000, and grey levels from 0 to 255")
-    m = None if mask is None else read_hole(mask, hole, tolerance, int(grow))
+    if grow not in range(1001) or not (isinstance(tolerance, (int, float, np.number)) and 0 <= tolerance <= 255): raise InputError(f"grow={grow}, tolerance={tolerance}: give whole pixels from 0 to 1,000, and grey levels from 0 to 255")
+    grow = int(grow)
+    m = None if mask is None else read_hole(mask, hole, tolerance, grow)
     photo = open_photo(image)
     if mask is None: m, photo = own_hole(photo, hole, tolerance, grow), photo._replace(clear=hole == "alpha")
     shape = (photo.turn(photo.pixels) if file else photo.pixels).shape[:2]

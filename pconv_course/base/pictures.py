@@ -409,8 +409,9 @@ def soft_mask(
     if isinstance(src, torch.Tensor): src = src.detach().cpu().numpy()
     if isinstance(src, np.ndarray): src = plain_array(src, name)
     if isinstance(src, np.ndarray) and src.shape[2:] == (4,) and src.dtype == np.uint8: src = Image.fromarray(src)
-    if isinstance(src, np.ndarray) and hole in ("alpha", "opaque"): raise InputError(f"{name} is an array without transparency; state hole='white' or hole='black'")
-    if isinstance(src, np.ndarray): level = _array_levels(src, name)
+    if isinstance(src, np.ndarray):
+        level = _array_levels(src, name)
+        if hole in ("alpha", "opaque"): raise InputError(f"{name} is an array without transparency; state hole='white' or hole='black'")
     else: level = _image_levels(src if isinstance(src, Image.Image) else upright(open_image(src, "mask", name)), hole, name)
     return 1 - level if hole == "white" else level
 

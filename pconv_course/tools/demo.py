@@ -315,10 +315,11 @@ def fresh_folder(out):
     out = Path(os.path.abspath(Path(out).expanduser()))
     if not out.exists() or out.is_dir() and not {p.name for p in out.iterdir()} - {"lock"}: return None
     if not (out/"recipe.json").is_file(): raise InputError(f"{out.name} exists and is not a run of the demo; choose another folder with --out")
-    with alone_in(out): new = next(p for i in itertools.count(1) if not (p := out.with_name(f"{out.name}-{i}")).exists())
-    try: out.rename(new)
+    with alone_in(out): new = next(p for i in itertools.count(1) if not ((p := out.with_name(f"{out.name}-{i}")).exists() or beside(p).exists()))
+    try:
+        out.rename(new)
+        if beside(out).is_file(): beside(out).rename(beside(new))
     except OSError as e: raise InputError(f"cannot rename the earlier run {out.name} ({e.strerror}); choose another folder with --out") from e
-    if (shown := beside(out)).is_file(): shown.rename(beside(new))
     return new
 
 # %% ../../nbs/tools/demo.ipynb #d4869bc1

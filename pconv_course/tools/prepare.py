@@ -26,6 +26,11 @@ from ..base.pictures import decode, face_ids, list_pictures, naming
 from ..data import FaceFiles, MADE_BY, split_ids
 
 # %% ../../nbs/tools/prepare.ipynb #c9a84e27
+def as_number(v):
+    "0.1 for '.1' and '0.10'; what is no number as it is."
+    try: return float(v)
+    except (TypeError, ValueError): return v
+
 def claim_folder(dst, settings, split={}, files=None):
     "Make `dst` ours, or find that it is. Raises `InputError` when it holds something else, other settings, or finished faces of another split or other `files`."
     try:
@@ -38,7 +43,7 @@ def claim_folder(dst, settings, split={}, files=None):
         raise InputError(f"{dst} is not empty and not ours; nothing was changed, choose a new folder")
     was, now = dict(old, versions=old.get("versions", 1)), dict(settings, versions=settings.get("versions", 1))
     if "manifest.json" in there: was, now = {**split, **read_json(dst/"manifest.json"), **was}, now | split
-    if differ := ", ".join(f"{k}={was.get(k)!r}" for k in now if was.get(k) != now[k]):
+    if differ := ", ".join(f"{dict(split='valid').get(k, k)}={was.get(k)!r}" for k in now if as_number(was.get(k)) != as_number(now[k])):
         raise InputError(f"{dst} was made with {differ}; repeat that or choose a new folder")
     if "faces.csv" in there and "manifest.json" in there and files: check_source(dst, files)
 
@@ -61,7 +66,7 @@ def check_source(dst, files):
     "Raises `InputError` when none of the faces in `dst` was made of one of the `files`."
     with (dst/"faces.csv").open(newline="", encoding="utf-8") as f: made = {(r["source"], r["source_bytes"]) for r in csv.DictReader(f)}
     if made.isdisjoint((k, str(files.weight(k))) for k in files.names):
-        raise InputError(f"{dst} holds faces of another source; nothing was changed, choose a new folder for those of {files.src}")
+        raise InputError(f"no picture of {files.src} is one that {dst} was made of, by name and bytes; nothing was changed, choose a new folder")
 
 # %% ../../nbs/tools/prepare.ipynb #b10ca1b5
 def face_version(
