@@ -77,7 +77,7 @@ def data_cmd(
     src: Param("folder (searched to any depth) or zip file with PNG, JPEG or WebP pictures; ffhq: also the id of another copy", str, opt=False) = None,
     dst: Param("folder for the result; run the same command again to go on after an interruption", str, opt=False) = None,
     size: int = 256,  # side of the prepared pictures in pixels, 16 to 2048
-    valid: str = None,  # held-out faces: a share such as 0.1 (the default), or ids such as 800-898; ffhq: its documented split
+    valid: str = None,  # held-out faces: a share such as 0.1 (the default; a folder that is there keeps its own), or ids such as 800-898; ffhq: its documented split
     workers: int = None,  # threads; one per core when absent
     versions: int = None,  # prepare: of each face that is not held out, 1 to 100: itself, and others turned, enlarged, shifted, in other light; 1 when absent
     source: str = None,  # ffhq: where from: kaggle (52,000 faces), hf (70,000; when absent), folder or zip (yours)

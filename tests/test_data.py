@@ -387,20 +387,18 @@ def test_prepare_again_changes_nothing_and_adds_what_is_new(album):
     assert tree(out) == tree(album.parent / "fresh")
 
 
-def test_finished_faces_are_not_replaced_by_those_of_another_source_or_split(album):
-    "Another folder of the same name, another split: refused, and nothing is touched; what isn't finished may still be made otherwise."
+def test_finished_faces_are_not_replaced_by_those_of_another_source(album):
+    "Another folder of the same name is refused, and nothing is touched; what is held out stays so without being said again, and may be split anew."
     out, twin = album.parent / "out", album.parent / "elsewhere" / album.name
     prepare(album, out, size=32)
     before = tree(out)
     for i in range(3): write(twin / "a" / f"{i:03d}.jpg", draw_face(200 + i, 64))
-    for change, words in ((dict(valid=.5), "valid='0.1'"), (dict(seed=7), "seed=0"), (dict(versions=3), "versions=1")):
-        with pytest.raises(InputError, match=f"was made with {words}; repeat") as e: prepare(album, out, size=32, **change)
-        assert one_line(e) and tree(out) == before
+    with pytest.raises(InputError, match="was made with versions=1; repeat") as e: prepare(album, out, size=32, versions=3)
+    assert one_line(e) and tree(out) == before
     with pytest.raises(InputError, match="nothing was changed, choose a new folder") as e: prepare(twin, out, size=32)
     assert one_line(e) and tree(out) == before
-    for same in (".1", "0.10"): assert prepare(album, out, size=32, valid=same)["valid"] == prepare(album, out, size=32)["valid"]
-    (out / "manifest.json").unlink()
-    assert prepare(album, out, size=32, valid=.5)["split"] == "0.5"
+    halves = prepare(album, out, size=32, valid=.5)
+    assert len(halves["valid"]) > 4 and prepare(album, out, size=32) == halves
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="such names can't be made there")

@@ -211,7 +211,7 @@ def test_existing_run_is_not_overwritten(run_folder, capsys):
 
 def test_resume_with_other_faces(run_folder, good, capsys):
     before = tree(run_folder)
-    line = one_fault(capsys, "train", "demo", str(good), str(run_folder), resume=True)
+    line = one_fault(capsys, "train", None, str(good), str(run_folder), resume=True)
     assert tree(run_folder) == before and "other faces" in line
 
 

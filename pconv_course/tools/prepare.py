@@ -26,13 +26,8 @@ from ..base.pictures import decode, face_ids, list_pictures, naming
 from ..data import FaceFiles, MADE_BY, split_ids
 
 # %% ../../nbs/tools/prepare.ipynb #c9a84e27
-def as_number(v):
-    "0.1 for '.1' and '0.10'; what is no number as it is."
-    try: return float(v)
-    except (TypeError, ValueError): return v
-
-def claim_folder(dst, settings, split={}, files=None):
-    "Make `dst` ours, or find that it is. Raises `InputError` when it holds something else, other settings, or finished faces of another split or other `files`."
+def claim_folder(dst, settings, files=None):
+    "Make `dst` ours, or find that it is. Raises `InputError` when it holds something else, other settings, or finished faces of other `files`."
     try:
         dst.mkdir(parents=True, exist_ok=True)
         there = [p for p in os.listdir(dst) if not p.startswith(".")]
@@ -42,8 +37,7 @@ def claim_folder(dst, settings, split={}, files=None):
     if not isinstance(old, dict) or old.get("made_by") != MADE_BY:
         raise InputError(f"{dst} is not empty and not ours; nothing was changed, choose a new folder")
     was, now = dict(old, versions=old.get("versions", 1)), dict(settings, versions=settings.get("versions", 1))
-    if "manifest.json" in there: was, now = {**split, **read_json(dst/"manifest.json"), **was}, now | split
-    if differ := ", ".join(f"{dict(split='valid').get(k, k)}={was.get(k)!r}" for k in now if as_number(was.get(k)) != as_number(now[k])):
+    if differ := ", ".join(f"{k}={was.get(k)!r}" for k in now if was.get(k) != now[k]):
         raise InputError(f"{dst} was made with {differ}; repeat that or choose a new folder")
     if "faces.csv" in there and "manifest.json" in there and files: check_source(dst, files)
 
@@ -161,7 +155,7 @@ def prepare(
     src,  # folder or zip of pictures of any of the `OPENED`
     dst,  # folder to make, or to continue; any other content is refused
     size=256,  # px per side of the result: centre crop, Lanczos
-    valid=0.1,  # held out, as `split_ids` takes it
+    valid=None,  # held out, as `split_ids` takes it; None: what `dst` has held out, 0.1 of a new folder
     seed=0,  # of the split
     workers=None,  # threads; None: one per core
     progress=None,  # f(done, total); None: a bar in a terminal; False: silent
@@ -174,8 +168,9 @@ def prepare(
     if suffix not in (".jpg", ".png"): raise InputError(f"suffix {suffix!r} is not possible; give '.jpg' or '.png'")
     found, files, settings = list_pictures(src), FaceFiles(src, ids=ids), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name, **({} if versions == 1 else dict(versions=versions)))
     if src.resolve() in [dst.resolve(), *dst.resolve().parents]: raise InputError(f"{dst} lies inside {src}; choose a folder outside")
+    if valid is None: valid = read_json(dst/"manifest.json").get("split", 0.1) if (dst/"manifest.json").is_file() else 0.1
     files, numbers = with_versions(files, held := set(split_ids(files.ids, valid, seed)[1]), versions)
-    claim_folder(dst, settings, dict(split=str(valid), seed=seed), files)
+    claim_folder(dst, settings, files)
     with alone_in(dst):
         write_rows(dst/"faces.csv.part", (rows := faces_done(dst, files, suffix)).values())
         todo = {k: numbers[k] for k, i in enumerate(files.ids) if i not in rows}
