@@ -56,6 +56,11 @@ def faces_done(dst, files, suffix):
             and (r["source"], r["source_bytes"]) == (name, str(files.weight(name)))
     return {i: rows[i] for i, name in zip(files.ids, files.names) if holds(i, name)}
 
+def split_of(dst, valid):
+    "`valid`; where it is None, what the folder `dst` has held out, 0.1 of a new one."
+    if valid is not None or not (dst/"manifest.json").is_file(): return 0.1 if valid is None else valid
+    return read_json(dst/"manifest.json").get("split", 0.1)
+
 def check_source(dst, files):
     "Raises `InputError` when none of the faces in `dst` was made of one of the `files`."
     with (dst/"faces.csv").open(newline="", encoding="utf-8") as f: made = {(r["source"], r["source_bytes"]) for r in csv.DictReader(f)}
@@ -168,8 +173,7 @@ def prepare(
     if suffix not in (".jpg", ".png"): raise InputError(f"suffix {suffix!r} is not possible; give '.jpg' or '.png'")
     found, files, settings = list_pictures(src), FaceFiles(src, ids=ids), dict(made_by=MADE_BY, size=size, suffix=suffix, source=src.resolve().name, **({} if versions == 1 else dict(versions=versions)))
     if src.resolve() in [dst.resolve(), *dst.resolve().parents]: raise InputError(f"{dst} lies inside {src}; choose a folder outside")
-    if valid is None: valid = read_json(dst/"manifest.json").get("split", 0.1) if (dst/"manifest.json").is_file() else 0.1
-    files, numbers = with_versions(files, held := set(split_ids(files.ids, valid, seed)[1]), versions)
+    files, numbers = with_versions(files, held := set(split_ids(files.ids, valid := split_of(dst, valid), seed)[1]), versions)
     claim_folder(dst, settings, files)
     with alone_in(dst):
         write_rows(dst/"faces.csv.part", (rows := faces_done(dst, files, suffix)).values())
