@@ -51,10 +51,11 @@ def _prepare(src, dst, size, valid, workers, versions, **_):
     print(f"{made['count']} faces of {size} px in {dst}{unused_text(made.get('quarantined', 0), made.get('no_pictures', 0))}")
 
 def _ffhq(src, dst, size, valid, workers, source, out, ids, **_):
-    if source not in (known := (None, "kaggle", "hf", "folder", "zip")): raise UsageError(f"unknown --source {source!r}; choose from: {', '.join(known[1:])}")
+    source = "hf" if source is None else source
+    if source not in (known := ("kaggle", "hf", "folder", "zip")): raise UsageError(f"unknown --source {source!r}; choose from: {', '.join(known)}")
     if not (out or dst): raise UsageError("say where the faces shall go: --out DIR")
     from pconv_course.tools.ffhq import VALID, ffhq
-    ffhq(source or "hf", out or dst, size, src, valid or VALID, ids, workers)
+    ffhq(source, out or dst, size, src, valid or VALID, ids, workers)
 
 def _masks(src, dst, size, hole, **_):
     if hole not in (None, "white", "black"): raise UsageError(f"--hole is {hole}; give white or black, or leave it out to have it measured")
@@ -248,8 +249,8 @@ def _evaluate(models, names, folders, files, out, against, seed, lpips, fid, dev
     if files: return print(report(join_records(files, out, against, seed)), end="")
     networks = [_network(path, name, device) for name, path in map(named, models)]
     pairs = open_pairs(**where | dict(size=where["size"] or default_size(networks, where["faces"]), seed=seed))
-    others = {"average": other_faces(where["faces"], where["valid"], pairs.size, seed)} if "average" in (names or ()) else {}
-    methods = [baseline(k, pairs, others.get(k)) for k in names] + [outputs(path, pairs, name) for name, path in map(named, folders)] + networks
+    others = other_faces(where["faces"], pairs.faces, pairs.size) if "average" in names else None
+    methods = [baseline(k, pairs, others) for k in names] + [outputs(path, pairs, name) for name, path in map(named, folders)] + networks
     (far, no_lpips), (inception, no_fid) = open_lpips(lpips), open_inception() if fid else (None, None)
     print(report(evaluate(methods, pairs, out, against, seed, far, inception, [n for n in (no_lpips, no_fid) if n])), end="")
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'KEYS', 'FID_WEIGHTS', 'Method', 'average_of', 'baseline', 'called', 'named', 'model_method', 'network',
-           'save_pairs', 'off_known', 'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs',
-           'missing', 'run_methods', 'parts_of', 'summarise', 'check_against', 'record_of', 'row_of', 'method_rows',
-           'bucket_rows', 'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate',
-           'join_records', 'open_inception', 'set_distances']
+           'save_pairs', 'outputs', 'text_of', 'Results', 'csv_line', 'fill_pairs', 'score_pairs', 'missing',
+           'run_methods', 'parts_of', 'summarise', 'check_against', 'record_of', 'row_of', 'method_rows', 'bucket_rows',
+           'report', 'difference_panel', 'record_figure', 'compact', 'write_record', 'evaluate', 'join_records',
+           'open_inception', 'set_distances']
 
 # %% ../nbs/19_evaluation.ipynb #132f14e8
 import csv
@@ -34,7 +34,7 @@ from .data import DrawnFaces, FaceFiles
 from .intervals import interval
 from .masks import bucket_of, BUCKETS
 from .metrics import as_saved, biharmonic_fill, hub_file, mean_fill, ns_fill, open_patchmatch, patchmatch_fill, score_each, telea_fill
-from .pairs import by_stem, last_part, list_hash, which_set
+from .pairs import by_stem, last_part, list_hash, other_faces, set_of
 from .weights import load_model, weights_hash
 
 # %% ../nbs/19_evaluation.ipynb #65b44a44
@@ -59,7 +59,7 @@ def average_of(
     at = torch.linspace(0, len(faces) - 1, min(n, len(faces))).long().tolist()
     mean = sum(faces[i].double() for i in at).div(len(at)).float()
     fill = lambda inp, m, numbers: mean.expand(len(inp), -1, -1, -1)
-    info = dict(kind="average", faces=len(at), set="drawn" if isinstance(faces, DrawnFaces) else which_set([faces.ids[i] for i in at]))
+    info = dict(kind="average", faces=len(at), set=set_of(faces, at))
     return Method("average", BASELINES["average"][0], fill, sha256_of(mean.numpy().tobytes()), info)
 
 # %% ../nbs/19_evaluation.ipynb #81282d95
@@ -73,7 +73,7 @@ def baseline(
     title, fill = BASELINES[name]
     if name == "average":
         if faces is None and not isinstance(pairs.faces, DrawnFaces): raise InputError("the average face of photographs is the mean of others of them; give faces, such as other_faces(...)")
-        return average_of(DrawnFaces(512, pairs.size, 0) if faces is None else faces)
+        return average_of(other_faces("drawn", None, pairs.size) if faces is None else faces)
     if name == "patchmatch": open_patchmatch()
     package = dict(biharmonic="scikit-image", patchmatch="pypatchmatch").get(name)
     made = version(package) if package else cv2.__version__ if name in ("telea", "ns") else None
@@ -116,12 +116,13 @@ def save_pairs(pairs, folder):
         for kind, x in dict(images=gt, masks=1 - m, inputs=gt*m).items():
             with atomic_path(Path(folder)/kind/f"{i:05d}.png") as tmp: cv2.imwrite(str(tmp), to_array(x)[..., ::-1])
 
-# %% ../nbs/19_evaluation.ipynb #135a8134
+# %% ../nbs/19_evaluation.ipynb #5816c98d
 def off_known(pairs, pictures):
     "How far finished pictures of the first pairs are from the truth where it is known; infinite for another size."
     gt, m = pairs.batch(range(len(pictures)))
     return sum(((o - x).abs()*k).mean().item() if o.shape == x.shape else math.inf for o, x, k in zip(pictures, gt, m))
 
+# %% ../nbs/19_evaluation.ipynb #135a8134
 def outputs(
     folder,  # folder or zip of finished pictures, named by the numbers of the pairs (00000.png) or like the faces; where both fit, their known pixels tell
     pairs,  # the `Pairs` that they answer
@@ -132,10 +133,11 @@ def outputs(
     there, faces = set(map(last_part, files.ids)), [last_part(pairs.faces.ids[i]) for i in pairs.face_at]
     numbers = [f"{i:05d}" for i in range(len(pairs))]
     once = [o for o in (faces, numbers) if set(o) <= there and len(set(o)) == len(o)]
-    names = min(once, key=lambda o: off_known(pairs, [files[files.ids.index(k)] for k in o[:8]])) if len(once) == 2 else [*once, numbers][0]
+    places = lambda names: by_stem(files.ids, set(names), "pictures", last_part)
+    names = min(once, key=lambda o: off_known(pairs, [files[places(o)[k]] for k in o[:8]])) if len(once) == 2 else [*once, numbers][0]
     if lost := [o for o in names if o not in there]:
         raise InputError(f"{folder.name} has no picture {lost[0]!r}; name them by the number of the pair (00000 ...), or like the faces with each face once")
-    at = by_stem(files.ids, set(names), "pictures", last_part)
+    at = places(names)
     fill = lambda inp, m, which: torch.stack([files[at[names[i]]] for i in which])
     def hash_of(o):
         if (x := files[at[o]]).shape[1:] != (pairs.size,)*2: raise InputError(f"{folder.name}: {o} is of {x.shape[2]}x{x.shape[1]} px, the pairs are of {pairs.size}; give --size {x.shape[1]}, or that picture anew")
@@ -368,23 +370,22 @@ def open_record(file) -> dict:
     if isinstance(r, dict) and {"pairs_sha256", "methods", "distances", "notes", "settings"} <= r.keys(): return r
     raise InputError(f"{file} is no record of an evaluation; give a JSON file that pconv evaluate wrote")
 
-def check_beside(out):
-    "Raises `InputError` when an evaluation would replace a file of somebody else: a .md or .png where there is no record and no table yet."
+def record_at(out):
+    "The record at `out`, None where there is none. Raises `InputError` when a file there is of somebody else: no record, or a .md or .png without record and table."
     if out.suffix != ".json": raise InputError(f"{out} should end in .json")
-    if out.is_file(): open_record(out)
-    if any(out.with_suffix(s).exists() for s in (".json", ".csv")): return
-    if theirs := [p.name for s in (".md", ".png") if (p := out.with_suffix(s)).exists()]:
+    if out.is_file(): return open_record(out)
+    if not out.with_suffix(".csv").exists() and (theirs := [p.name for s in (".md", ".png") if (p := out.with_suffix(s)).exists()]):
         raise InputError(f"{' and '.join(theirs)} would be replaced, and no evaluation wrote that; choose another --out, or move it away")
 
 def of_other_pairs(out):
     "The error for an `out` that is taken."
     return InputError(f"{out} holds an evaluation of other pairs; choose another --out, or move it away")
 
-def earlier(out, pairs, results) -> dict:
-    "The record at `out`, one without a method where there is none or its list was longer or shorter. Raises `InputError` when it is something else, or about other pairs."
+def earlier(out, r, pairs, results) -> dict:
+    "The record `r` at `out`, one without a method where there is none or its list was longer or shorter. Raises `InputError` when it is about other pairs."
     none = dict(methods={}, distances={})
-    if not out.is_file(): return none
-    if (r := open_record(out))["pairs_sha256"] == pairs.sha256: return r
+    if r is None: return none
+    if r["pairs_sha256"] == pairs.sha256: return r
     rows = [(results.row(k, i), key) for k in r["methods"] for i, key in enumerate(pairs.keys[:r["settings"]["pairs"]])]
     if all(row and row["key"] == key for row, key in rows): return none
     raise of_other_pairs(out)
@@ -403,8 +404,8 @@ def evaluate(
 ) -> dict:
     "Fill, score, summarise, write. What an earlier call scored on the same pairs stays in the record; of a longer or shorter list of them only the csv keeps it. Raises `InputError`."
     if len({k.name for k in methods}) < len(methods): raise InputError("two methods have the same name; give each its own: NAME=PATH")
-    check_beside(out := Path(out).expanduser())
-    old = earlier(out, pairs, results := Results(out.with_suffix(".csv")))
+    there = record_at(out := Path(out).expanduser())
+    old = earlier(out, there, pairs, results := Results(out.with_suffix(".csv")))
     infos = {k: v for k, v in old["methods"].items() if (results.row(k, 0) or {}).get("sha256") == v["sha256"]}
     infos |= {k.name: dict(title=k.title, sha256=k.sha256, **k.info) for k in methods}
     check_against(against, infos)
@@ -442,13 +443,12 @@ def join_records(
     for r in records:
         if twice := [k for k, v in r["methods"].items() if infos.setdefault(k, v)["sha256"] != v["sha256"]]: raise InputError(f"two methods are called {twice[0]!r}; evaluate one again as OTHER=PATH")
     check_against(against, infos)
-    check_beside(out)
-    if out.is_file() and open_record(out)["pairs_sha256"] != records[0]["pairs_sha256"]: raise of_other_pairs(out)
+    if (there := record_at(out)) and there["pairs_sha256"] != records[0]["pairs_sha256"]: raise of_other_pairs(out)
     lines = [line for f, r in zip(files, records) for line in lines_of(f, r)]
     for r in records: distances, notes = distances | r["distances"], notes | dict.fromkeys(r["notes"])
     results = Results(out.with_suffix(".csv"))
     for r in csv.reader(lines):
-        if results.row(r[0], int(r[2])) and results.row(r[0], int(r[2]))["key"] != r[KEYS.index("key")]: raise of_other_pairs(out.with_suffix(".csv"))
+        if (old := results.row(r[0], int(r[2]))) and old["key"] != r[KEYS.index("key")]: raise of_other_pairs(out.with_suffix(".csv"))
     results.add(lines)
     record = record_of(results, infos, records[0]["settings"], records[0]["pairs_sha256"], against, seed, distances, notes)
     write_record(out, record)

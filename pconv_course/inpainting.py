@@ -64,8 +64,8 @@ def finish_photo(
     "The repaired pictures, each in the kind that it came in."
     views, masks = zip(*((v, m) for photo, m in pairs for v in photo.views()))
     repair(views, masks, *model, **how)
-    for photo, m in [o for o in pairs if o[0].clear]:
-        photo.turn(photo.pixels)[..., -1][m == 0] = top_of(photo.pixels.dtype)
+    for photo, m in pairs:
+        if photo.clear: photo.turn(photo.pixels)[..., -1][m == 0] = top_of(photo.pixels.dtype)
     return [photo.give() for photo, _ in pairs]
 
 def for_each(mask, n):

@@ -539,10 +539,10 @@ def test_journal_cannot_be_written(album, monkeypatch):
 
 
 def test_folders_that_are_not_ours(album):
-    for name, content in (("notes", "thesis.txt"), ("other", "settings.json"), ("list", "settings.json")):
+    for name, content in (("notes", "thesis.txt"), ("other", "settings.json"), ("list", "settings.json"), ("page", "manifest.json")):
         d = album.parent / name
         d.mkdir()
-        (d / content).write_text({"notes": "all my work", "other": '{"editor": "vim"}', "list": "[1]"}[name])
+        (d / content).write_text({"notes": "all my work", "other": '{"editor": "vim"}', "list": "[1]", "page": "[1]"}[name])
         with pytest.raises(InputError, match="not ours") as e: prepare(album, d, size=32)
         assert one_line(e) and [p.name for p in d.iterdir()] == [content]
     (album.parent / "file").write_text("x")

@@ -110,7 +110,7 @@ def test_the_average_of_photographs_is_that_of_others_among_them(pictures, tmp_p
     where = dict(faces=pictures/"faces", masks=pictures/"masks", hole="white", valid="20-23", size=32)
     p = pairs_module.open_pairs(**where, limit=4)
     with pytest.raises(InputError, match="mean of others"): evaluation.baseline("average", p)
-    others = pairs_module.other_faces(pictures/"faces", "20-23", 32)
+    others = pairs_module.other_faces(pictures/"faces", p.faces, 32)
     everyone = pairs_module.open_faces(pictures/"faces", 32)
     assert sorted(others.ids) == sorted(i for i in everyone.ids if i not in {p.faces.ids[k] for k in range(len(p.faces))})
     mean = evaluation.baseline("average", p, others).fill(*p.batch([0]), [0])[0]
@@ -118,7 +118,7 @@ def test_the_average_of_photographs_is_that_of_others_among_them(pictures, tmp_p
     pconv("evaluate", baseline=["average"], out=str(tmp_path/"s.json"), lpips="none", limit=4, **{k: str(v) if k != "size" else v for k, v in where.items()})
     made = json.loads((tmp_path/"s.json").read_text())["methods"]["average"]
     assert made["sha256"] == evaluation.average_of(others).sha256 and made["faces"] == len(others)
-    with pytest.raises(InputError, match="nobody is left"): pairs_module.other_faces(pictures/"faces", "all", 32)
+    with pytest.raises(InputError, match="nobody is left"): pairs_module.other_faces(pictures/"faces", everyone, 32)
 
 
 def test_score_agrees_with_the_metrics_of_training():
@@ -803,6 +803,10 @@ def test_outputs_whose_names_are_numbers_of_pairs_and_faces(pictures, by):
     evaluation.save_pairs(p, pictures/"p")
     given = evaluation.outputs(pictures/("p/images" if by == "pair" else "faces"), p)
     assert p.face_at != sorted(p.face_at) and torch.equal(given.fill(*p.batch([3, 5]), [3, 5]), p.batch([3, 5])[0])
+    for i in range(24):
+        (pictures/f"deep/{i % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures/("p/images" if by == "pair" else "faces")/f"{i:05d}.png", pictures/f"deep/{i % 2}")
+    assert evaluation.outputs(pictures/"deep", p).sha256 == given.sha256, "in folders, too"
     Image.new("RGB", (48, 48)).save(pictures/"p/images/00009.png")
     with pytest.raises(InputError, match="images: 00009 is of 48x48 px, the pairs are of 32"): evaluation.outputs(pictures/"p/images", p)
 

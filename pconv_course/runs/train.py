@@ -36,7 +36,7 @@ def data_record(data, dls):
     train, valid = dls.train.dataset, dls.valid.dataset
     pixels = [np.ascontiguousarray(ds.pixels(i)).tobytes() for ds in (train, valid) for i in range(min(4, len(ds)))]
     ids = json.dumps([list(map(str, train.ids)), list(map(str, valid.ids))])
-    name = Path(data).name if str(data) == 'drawn' or Path(data).name != 'drawn' else 'drawn/'  # a folder of that name is no drawing
+    name = 'drawn/' if Path(data).name == 'drawn' != str(data) else Path(data).name  # a folder of that name is no drawing
     return dict(name=name, train=len(train), valid=len(valid), sha256=sha256_of(ids.encode() + b''.join(pixels)))
 
 # %% ../../nbs/runs/train.ipynb #26fee1d5

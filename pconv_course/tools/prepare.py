@@ -36,7 +36,7 @@ def claim_folder(dst, settings, files=None):
     old = read_json(dst/"settings.json") if "settings.json" in there else None
     if not isinstance(old, dict) or old.get("made_by") != MADE_BY:
         raise InputError(f"{dst} is not empty and not ours; nothing was changed, choose a new folder")
-    was, now = dict(old, versions=old.get("versions", 1)), dict(settings, versions=settings.get("versions", 1))
+    was, now = (o | dict(versions=o.get("versions", 1)) for o in (old, settings))
     if differ := ", ".join(f"{k}={was.get(k)!r}" for k in now if was.get(k) != now[k]):
         raise InputError(f"{dst} was made with {differ}; repeat that or choose a new folder")
     if "faces.csv" in there and "manifest.json" in there and files: check_source(dst, files)
@@ -58,8 +58,9 @@ def faces_done(dst, files, suffix):
 
 def split_of(dst, valid):
     "`valid`; where it is None, what the folder `dst` has held out, 0.1 of a new one."
-    if valid is not None or not (dst/"manifest.json").is_file(): return 0.1 if valid is None else valid
-    return read_json(dst/"manifest.json").get("split", 0.1)
+    if valid is not None: return valid
+    made = read_json(dst/"manifest.json") if (dst/"manifest.json").is_file() else None
+    return made.get("split", 0.1) if isinstance(made, dict) and made.get("made_by") == MADE_BY else 0.1
 
 def check_source(dst, files):
     "Raises `InputError` when none of the faces in `dst` was made of one of the `files`."

@@ -238,14 +238,14 @@ def do(self: InpaintWidget,
     except Exception as e: self.say(one_line(e), error=True)
     if deed in QUIET: return
     self.show()
-    if self.controls["live"].value: self.do("preview")
+    self.do("preview")
 
 # %% ../../nbs/tools/widget.ipynb #0d978b76
 @patch
 def draw(self: InpaintWidget, data):
     "The canvas after a stroke, as PNG."
     self.history.push(hole=hole_from_png(bytes(data), self.hole.shape))
-    self.canvas.hole = hole_png(self.hole)  # for a view that opens later; those that are open have drawn it
+    self.canvas.hole = bytes(data)  # for a view that opens later; those that are open have drawn it
     self.buttons(), self.preview()
 
 @patch
@@ -268,8 +268,8 @@ def photo_from_bytes(
         source = Image.fromarray(plain_array(source, "the photo"))
     image = source if isinstance(source, Image.Image) else upright(open_image(source))
     if image.mode.startswith(("I", "F")): raise InputError(f"the picture has 16 or more bits per colour ({image.mode}); save it with 8")
-    if opacity(image) is None and image.mode in ("L", "RGB"): return image
     if opacity(image) is None:
+        if image.mode in ("L", "RGB"): return image
         plain = image.convert("RGB")
         if image.mode == "CMYK": plain.info.pop("icc_profile", None)  # of inks
         return plain
