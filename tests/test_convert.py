@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from calling import MODULE, pconv
 from pconv_course.lab.peers import find_peers, run_file
+from pconv_course.runs import checkpoint
 from pconv_course.networks import Adopted, AdoptedFastUNet, AdoptedUNet
 from pconv_course.tools.convert import (CHECKPOINT_LAYOUTS, convert, convert_state, find_layout, flip_colours, mmagic_name, naoto_name, read_checkpoint, rename)
 from pconv_course.base.core import InputError
@@ -407,6 +409,12 @@ def test_nothing_is_overwritten(file, tmp_path):
     (tmp_path/'empty').mkdir()
     convert(file, tmp_path/'empty')
     with pytest.raises(InputError, match='exists and is not'): convert(file, tmp_path/'empty')
+
+
+def test_a_full_disk_is_one_line(file, tmp_path, monkeypatch):
+    def full(*args, **kwargs): raise SafetensorError('I/O error: No space left on device (os error 28)')
+    monkeypatch.setattr(checkpoint, 'save_file', full)
+    with pytest.raises(InputError, match='No space left on device'): convert(file, tmp_path/'out')
 
 
 # The command

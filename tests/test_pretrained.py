@@ -3,13 +3,16 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pconv_course import weights
 from pconv_course.base.core import InputError, read_json, write_json
 from pconv_course.inpainting import open_model
+from pconv_course.runs import checkpoint
 from pconv_course.tools import pack
 from pconv_course.tools.pack import blend, pack_weights
+from pconv_course.tools.share import save_pretrained
 from pconv_course.weights import load_model, load_pretrained, pretrained_info, weights_hash
 from pconv_course.recipe import Phase, Recipe
 from pconv_course.runs.train import train
@@ -49,6 +52,14 @@ def test_packed_weights_are_not_overwritten(runs, tmp_path):
     for name in ("", "../mine", "a.b"):
         with pytest.raises(InputError, match="letters, digits"): pack_weights(runs, tmp_path, name)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == was
+
+
+def test_a_full_disk_is_one_line(runs, tmp_path, monkeypatch):
+    def full(*args, **kwargs): raise SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    for write in (lambda: pack_weights(runs, tmp_path/"out", "mine"), lambda: save_pretrained(load_model(runs[0])[0], tmp_path/"hub")):
+        with pytest.raises(InputError, match="No space left on device"): write()
+    assert not [p for p in tmp_path.rglob("*") if "safetensors" in p.name]
 
 
 @pytest.mark.parametrize("part, word", [(1.5, "1 at most"), (0, "above 0"), (float("nan"), "above 0")])

@@ -15,12 +15,12 @@ from pathlib import Path
 
 # %% ../../nbs/tools/convert.ipynb #9823d5b9
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 # %% ../../nbs/tools/convert.ipynb #376f1bcd
 from ..base.core import atomic_path, InputError, provenance, sha256_of, write_json
 from ..networks import build_unet
+from ..runs.checkpoint import write_tensors
 
 # %% ../../nbs/tools/convert.ipynb #366d4e6b
 def _load(path):
@@ -179,6 +179,6 @@ def convert(
                   source=dict(name=path.name, sha256=sha256_of(path), layout=layout), provenance=provenance())
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out/'model.safetensors') as f:
-        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, f, metadata=dict(config=json.dumps(config)))
+        write_tensors(f, {k: v.contiguous() for k, v in net.state_dict().items()}, dict(config=json.dumps(config)))
     write_json(out/'config.json', config | dict(sha256=sha256_of(out/'model.safetensors')))
     return config

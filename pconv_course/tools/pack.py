@@ -10,11 +10,9 @@ import json
 import re
 from pathlib import Path
 
-# %% ../../nbs/tools/pack.ipynb #a632b6d4
-from safetensors.torch import save_file
-
 # %% ../../nbs/tools/pack.ipynb #0fb7187d
 from ..base.core import atomic_path, InputError, provenance, read_json, sha256_of, write_json
+from ..runs.checkpoint import write_tensors
 from ..weights import load_model, packaged_file, pretrained_info, pretrained_names
 
 # %% ../../nbs/tools/pack.ipynb #8a508bd6
@@ -91,7 +89,7 @@ def pack_weights(
     if before.config != model.config: raise InputError(f"{runs[-2]} and {runs[-1]} are runs of different networks; give part=1 to pack the last one")
     model.load_state_dict(blend(before.state_dict(), model.state_dict(), part))
     meta = dict(model=model.config, recipe=config["recipe"], part=part, licence=licence)
-    with atomic_path(file) as tmp: save_file(to_half(model.state_dict()), tmp, metadata=dict(config=json.dumps(meta)))
+    with atomic_path(file) as tmp: write_tensors(tmp, to_half(model.state_dict()), dict(config=json.dumps(meta)))
     record = dict(name=name, sha256=sha256_of(file), bytes=file.stat().st_size, parameters=sum(p.numel() for p in model.parameters()), part=part,
                   licence=licence, stages=stages, provenance=provenance(config["recipe"]["seed"]))
     write_json(file.with_suffix(".json"), record)

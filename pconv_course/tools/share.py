@@ -13,12 +13,13 @@ from pathlib import Path
 
 # %% ../../nbs/tools/share.ipynb #0b1ba80c
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 # %% ../../nbs/tools/share.ipynb #b46840c3
 from ..fast import FastPConvUNet
 from ..base.core import atomic_path, InputError, MissingPackage, need, one_line, read_json, write_json
 from ..networks import FineUNet
+from ..runs.checkpoint import write_tensors
 from ..weights import refuse_pickle
 
 # %% ../../nbs/tools/share.ipynb #79c59205
@@ -90,7 +91,7 @@ def hub_class(network='partial'):
         def _save_pretrained(self, folder):
             meta = dict(config=json.dumps(dict(model=self.config, **self.facts)))
             state = {k: v.contiguous() for k, v in self.state_dict().items()}
-            with atomic_path(folder/'model.safetensors') as tmp: save_file(state, tmp, metadata=meta)
+            with atomic_path(folder/'model.safetensors') as tmp: write_tensors(tmp, state, meta)
             write_json(folder/'config.json', self.config | self.facts)
         @classmethod
         def _from_pretrained(cls, *, model_id, map_location='cpu', strict=True, revision=None, cache_dir=None, force_download=False,
