@@ -133,10 +133,11 @@ def pack_cmd(
     name: str = "faces",  # of the two files
     licence: str = None,  # what a user of the weights must know; that of the runs when absent: drawn faces, or the packed weights they began with
     part: float = 1.,  # less than 1: the network at this part of the way from the last run but one to the last
+    bits: int = 16,  # of a weight: 16, or 8 in large kernels
 ):
-    "Store a trained network in half the bytes, with its hash and the record of its training."
+    "Store a trained network in half the bytes or a quarter, with its hash and the record of its training."
     from pconv_course.tools.pack import pack_weights
-    record = pack_weights(runs, out, name, licence, part)
+    record = pack_weights(runs, out, name, licence, part, bits)
     print(f"{record['bytes']/1e6:.1f} MB, {record['parameters']:,} parameters, {len(record['stages'])} runs: {Path(out)/name}.safetensors")
 
 # %% ../nbs/cli_lab.ipynb #bcf8ed02

@@ -59,6 +59,12 @@ def on_device(net, device):
     try: return net.to(device)
     except (RuntimeError, AssertionError) as e: raise InputError(f"device {device} cannot be used here ({str(e).splitlines()[0]}); leave it out, or use cpu") from e
 
+# %% ../nbs/09_weights.ipynb #a2cb0bf5
+def from_bytes(state):
+    "The tensors of a file: kernels kept in 8 bits, whole numbers and a scale for each output channel (`NAME.scale`), multiplied out; the others as they are."
+    scale = lambda k: state.get(f"{k}.scale")
+    return {k: v if scale(k) is None else v*scale(k) for k, v in state.items() if not k.endswith(".scale")}
+
 # %% ../nbs/09_weights.ipynb #6b229b57
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')  # files that can run code when they are opened
 
@@ -74,7 +80,7 @@ def load_model(
     try:
         with safe_open(path, "pt") as f: config = json.loads(f.metadata()["config"])
         model = build_unet(config["model"], impl)
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(from_bytes(load_file(path)))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         then = "a checkpoint of others becomes one by pconv lab convert" if path.suffix.lower() in PICKLES else "train one, or fetch it again"
         raise InputError(f"{path}: not a network of this library, or damaged ({str(e).splitlines()[0]}); {then}") from e
