@@ -25,7 +25,7 @@ from fastcore.foundation import L
 # %% ../nbs/17_training.ipynb #0e64f746
 from .base.core import InputError, sha256_of
 from .critic import RunCritic
-from .recipe import recipe_learner, total_epochs, uses_features
+from .recipe import recipe_learner, total_epochs, uses_features, widen, WIDENS
 
 # %% ../nbs/17_training.ipynb #f70c9771
 from .learner import PConvLearner
@@ -263,11 +263,12 @@ def begin_from(net, path):
     doubles = config['model'].get('doublings', 0) < net.config.get('doublings', 0)
     to = net.coarse if doubles else net
     theirs, ours = (dict(network='partial') | c for c in (config['model'], to.config))
-    differ = [f"{k} {theirs.get(k, '-')}, here {ours.get(k, '-')}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
+    wider = theirs['width'] if ours['network'] in WIDENS and theirs['width'] < ours['width'] and not doubles else None
+    differ = [f"{k} {theirs.get(k, '-')}, here {ours.get(k, '-')}" for k in theirs | ours if theirs.get(k) != ours.get(k) and not (wider and k == 'width')]
     if differ: raise InputError(f"start={str(path)!r} is a network of another shape ({'; '.join(differ)}); start from one like the recipe's")
-    to.load_state_dict(other.state_dict())
+    widen(other, to) if wider else to.load_state_dict(other.state_dict())
     if doubles and theirs['network'] == 'fine': net.fine.load_state_dict(other.fine.state_dict())
-    return dict(name=Path(path).expanduser().name, sha256=sha256_of(weights_file(path)), position=config.get('position'))
+    return dict(name=Path(path).expanduser().name, sha256=sha256_of(weights_file(path)), position=config.get('position')) | (dict(width=wider) if wider else {})
 
 # %% ../nbs/17_training.ipynb #5ea2e4cd
 def seed_all(seed):

@@ -20,15 +20,17 @@ from torch.testing import assert_close
 
 from pconv_course.base.core import InputError
 from pconv_course.losses import loss_perceptual, random_features
+from pconv_course.networks import build_unet
 from pconv_course.objective import PAPER_WEIGHTS
 from pconv_course.runs.checkpoint import flatten, latest_checkpoint, load_checkpoint, save_checkpoint, unflatten
 from pconv_course.runs.progress import BarReport, LineReport, reporter
 from pconv_course.runs.run import TrainingInterrupted, read_log
 from pconv_course.training import Position, RestOfEpoch, rng_state, total_epochs
 from pconv_course.fast import FastPConvUNet
-from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_model, recipe_with)
+from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, near, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_model,
+    recipe_with, widen, window)
 from pconv_course.runs.train import train
-from pconv_course.training import RunCallback, average_decay, fit_recipe, learning_rate, phase_part
+from pconv_course.training import RunCallback, average_decay, begin_from, fit_recipe, learning_rate, phase_part
 from pconv_course.weights import load_model
 from pconv_course.unet import PConvUNet
 
@@ -78,7 +80,7 @@ def whole(tmp_path_factory):
     (dict(hole_ratio=(0, 2)), 'hole_ratio'), (dict(hole_ratio=None), 'type'), (dict(weights=dict(hole=-1)), 'hole'), (dict(weights=dict(holes=1)), 'holes'),
     (dict(weights=dict(hole=0)), 'no loss term'), (dict(weights=PAPER_WEIGHTS), "features='none'"), (dict(per='pixel'), 'per'), (dict(formula='v3'), 'formula'),
     (dict(precision='fp8'), 'precision'), (dict(impl='slow'), 'impl'), (dict(channels_last=None), 'channels_last'), (dict(ema=1.), 'ema'),
-    (dict(ema=-0.1), 'ema'), (dict(ema='a lot'), 'type'), (dict(chunk=0), 'chunk'), (dict(accumulate=0), 'accumulate'), (dict(features_reduce=0), 'features_reduce'), (dict(bs=6, accumulate=4), 'accumulate'), (dict(chunk='some'), 'chunk'), (dict(phases=[dict(lr=1e-3, schedule='step')]), 'schedule'),
+    (dict(ema=-0.1), 'ema'), (dict(ema='a lot'), 'type'), (dict(chunk=0), 'chunk'), (dict(accumulate=0), 'accumulate'), (dict(features_reduce=0), 'features_reduce'), (dict(features_near=True), 'features_reduce of 2'), (dict(features_near='yes', features_reduce=2), 'features_near'), (dict(bs=6, accumulate=4), 'accumulate'), (dict(chunk='some'), 'chunk'), (dict(phases=[dict(lr=1e-3, schedule='step')]), 'schedule'),
     (dict(phases=[dict(lr=1e-3, lr_end=1.)]), 'lr_end'), (dict(phases=[dict(lr=1e-3, lr_end=-1.)]), 'lr_end')])
 def test_values_that_make_no_sense(change, word):
     with pytest.raises(InputError) as e: Recipe(**change)
@@ -112,6 +114,63 @@ def test_best_is_the_papers_network_for_less():
     assert 3*total_epochs(b) <= total_epochs(a) + 1 and b.features_reduce == 2 and b.ema > 0
 
 
+def stirred(config, seed=0, **kw):
+    "A network whose batch norms have statistics and parameters of their own."
+    torch.manual_seed(seed)
+    net = build_unet(config, **kw).eval().requires_grad_(False)
+    for o in net.modules():
+        if isinstance(o, torch.nn.BatchNorm2d):
+            for t, at in ((o.running_mean, -.2), (o.running_var, .5), (o.weight, .5), (o.bias, -.2)): t.uniform_(at, at + 1)
+    return net
+
+
+@pytest.mark.parametrize('network', [dict(network=k) for k in ('partial', 'plain', 'masked', 'fine')] + [dict(network='fine', doublings=2)], ids=str)
+@pytest.mark.parametrize('width', [12, 28])
+def test_a_wider_network_begins_as_the_same_function(network, width):
+    "Without noise, where all is known; with a hole the last ratio counts the image's channels as a smaller part."
+    a, b = stirred(network | dict(depth=3, width=8)), stirred(network | dict(depth=3, width=width), 1)
+    last = [o for o in a.modules() if isinstance(o, torch.nn.Conv2d)][-1].weight
+    if not last.any(): last.normal_(0, .1)  # that of a fine network is 0 at first
+    x, m = torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32)
+    before = b(x, m)
+    assert (before - a(x, m)).abs().max() > .01
+    widen(a, b, noise=0)
+    assert_close(b(x, m), a(x, m), rtol=1e-3, atol=1e-4)
+    if network['network'] in ('plain', 'masked'):
+        m[..., 8:20, 8:20] = 0
+        assert_close(b(x, m), a(x, m), rtol=1e-3, atol=1e-4)
+
+
+def test_twins_part():
+    "Their weights are uneven parts of one, and after a step of training no two channels are alike."
+    a, b = stirred(dict(depth=3, width=8)), stirred(dict(depth=3, width=16), 1)
+    widen(a, b, noise=0)
+    w, narrow = b.enc[1].conv.weight, a.enc[1].conv.weight
+    assert torch.equal(b.enc[0].conv.weight[:8], a.enc[0].conv.weight) and sorted(map(str, b.enc[0].conv.weight)) == sorted([*map(str, a.enc[0].conv.weight)]*2)
+    of = [next(j for j in range(8) if torch.equal(o, a.enc[0].conv.weight[j])) for o in b.enc[0].conv.weight]
+    for j in range(8): assert_close(sum(w[:16, i] for i in range(16) if of[i] == j), narrow[:, j])
+    assert (w[:16, :8]/narrow).min() > .24 and (w[:16, :8]/narrow).max() < .76
+    b.requires_grad_(True).train()
+    x, m = torch.rand(4, 3, 32, 32), torch.ones(4, 1, 32, 32)
+    b(x, m).square().mean().backward()
+    grads = b.enc[0].conv.weight.grad
+    assert all((grads[i] - grads[of.index(of[i])]).abs().max() > 0 for i in range(8, 16))
+
+
+def test_a_run_begins_from_a_narrower_one(tmp_path):
+    narrow = replace(TINY, name='narrow', width=4)
+    train(narrow, data='drawn', out=tmp_path/'a', minutes=None, device='cpu', progress=False)
+    result = train(replace(narrow, name='wide', width=6, start=str(tmp_path/'a'), phases=(Phase(1e-6),)), data='drawn', out=tmp_path/'b', device='cpu', progress=False)
+    assert result['start']['width'] == 4 and result['start']['name'] == 'a'
+    (a, _), (b, _) = load_model(tmp_path/'a'), load_model(tmp_path/'b')
+    x, m = torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
+    with torch.no_grad(): assert (a(x, m) - b(x, m)).abs().mean() < .2*a(x, m).std()
+    net = build_unet(dict(a.config, width=4))
+    assert 'width' not in begin_from(net, tmp_path/'a')
+    for config, words in ((dict(width=3), 'width 4, here 3'), (dict(width=6, depth=a.config['depth'] + 1), 'depth'), (dict(width=6, network='gated'), 'network partial, here gated')):
+        with pytest.raises(InputError, match=words): begin_from(build_unet({k: v for k, v in a.config.items() if k != 'formula'} | config), tmp_path/'a')
+
+
 def test_single_pictures_are_refused_before_the_first_step():
     "Batch norm over the one pixel of one picture has nothing to norm by; a network without it can do that."
     small = replace(TINY, size=32, depth=5, bs=4)
@@ -131,6 +190,40 @@ def test_features_of_the_reduced_picture():
     assert_close(half.last['perceptual'], loss_perceptual(f(small(out)), f(small(comp)), f(small(gt))), rtol=1e-4, atol=1e-6)
     assert_close(half.last['hole'], whole.last['hole'])
     assert abs(float(half.last['style_out'] - whole.last['style_out'])) > 1e-6
+
+
+def test_features_look_near_at_half_of_the_pictures():
+    "The terms are the means of those of each picture's own look, a function of its pixels: whatever the order, the chunk and the global generator."
+    r = replace(recipe_with(TINY, features='random'), features_reduce=2, features_near=True)
+    g = torch.Generator().manual_seed(3)
+    gt, out, m = torch.rand(8, 3, 32, 48, generator=g), torch.rand(8, 3, 32, 48, generator=g), torch.ones(8, 1, 32, 48)
+    for i in range(7): m[i, :, 4*i:4*i + 4, 6*i:6*i + 5] = 0
+    at = [window(*one, 2) for one in zip(gt, m)]
+    assert at[7] is None and 1 < sum(a is not None for a in at) < 7  # one has no hole
+    for a, o in zip(at, m):
+        if a is None: continue
+        assert (o[a] == 0).any() and o[a].shape == (1, 16, 24)
+    f, comp = random_features(), m*gt + (1 - m)*out
+    see = lambda a, img: torch.nn.functional.avg_pool2d(img, 2) if a is None else img[a]
+    want = [loss_perceptual(*(f(see(a, t[i])[None]) for t in (out, comp, gt))) for i, a in enumerate(at)]
+    for chunk in (1, 3, 8):
+        torch.manual_seed(chunk)
+        loss = recipe_loss(replace(r, chunk=chunk))
+        loss(out, gt, m)
+        assert_close(loss.last['perceptual'], torch.stack(want).mean(), rtol=1e-4, atol=1e-6)
+    back = recipe_loss(r)
+    back(*(t.flip(0) for t in (out, gt, m)))
+    assert_close(back.last['perceptual'], torch.stack(want).mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_windows_are_around_the_hole_everywhere():
+    "Half of the pictures get one; its middle is a pixel of the hole, as far as the picture goes; one mask for all faces will do."
+    gt, m = torch.rand(400, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.ones(1, 1, 32, 32)
+    m[..., 20:, :3] = 0
+    at = [a for a in (window(o, m[0], 4) for o in gt) if a]
+    assert 150 < len(at) < 250
+    assert {a[1].start for a in at} == set(range(16, 25)) and {a[2].start for a in at} == {0}
+    assert near(gt, m, 4)(gt).shape == (400, 3, 8, 8)
 
 
 def test_small_presets_need_no_network():
