@@ -122,13 +122,14 @@ def train_cmd(
     precision: str = None,  # fp32, bf16 or fp16; the last two compute in half precision, fp16 with a scaled loss
     accumulate: int = None,  # pieces in which a batch of --bs pictures is computed when it is too large for the memory
     start: str = None,  # run folder or model.safetensors whose network and weights to begin with; faces or drawn: those of the package
+    width: int = None,  # channels of the network's first stage; more than --start has: a wider network that begins as the same function
     network: str = None,  # what its convolutions make of a hole: partial, plain, masked, gated, attention; fine: details for the network of --start, at twice its size
     workers: int = None,  # processes that read pictures ahead; none when absent
     tensorboard: bool = False,  # write curves for TensorBoard into the run folder
     dry_run: bool = False,  # only say what the run would be, need and take on this machine; writes no run
 ):
     "Train a network that fills holes. What is absent comes from the preset; Ctrl-C leaves a run that can be resumed."
-    changes = _given(size=size, bs=bs, seed=seed, features=features, valid=valid, precision=precision, accumulate=accumulate, start=start, network=network)
+    changes = _given(size=size, bs=bs, seed=seed, features=features, valid=valid, precision=precision, accumulate=accumulate, start=start, width=width, network=network)
     _train(preset, data, out, minutes, resume, device, changes, workers or 0, tensorboard, dry_run)
 
 # %% ../nbs/cli.ipynb #80ac1cfb
@@ -153,7 +154,7 @@ def _begun(start=None, network=None, **changes):
     if network == "fine": shape |= dict(network="fine", doublings=theirs.get("doublings", 0) + 1)
     elif network not in (None, shape["network"]):
         raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
-    return given | shape | (dict(start=str(file)) if (file := packaged_file(start)) else {})
+    return given | shape | {k: v for k, v in given.items() if k == "width"} | (dict(start=str(file)) if (file := packaged_file(start)) else {})
 
 # %% ../nbs/cli.ipynb #e1566c93
 def _check_device(name):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'WIDENS', 'Phase', 'Task', 'Recipe', 'of_network', 'recipe_from', 'recipe_from_json', 'recipe_with',
-           'recipe_diff', 'reduced', 'window', 'near', 'widen', 'recipe_learner']
+           'recipe_diff', 'check_wider', 'widen', 'recipe_learner']
 
 # %% ../nbs/16_recipe.ipynb #9d3fc2ce
 import math
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.foundation import L
+from torch import nn
 
 # %% ../nbs/16_recipe.ipynb #1a2c5343
 from .base.core import InputError, markdown_table, read_json
@@ -26,7 +27,7 @@ from .learner import pconv_learner
 from .losses import open_features
 from .masks import MaskBank
 from .networks import build_unet
-from .objective import check_weights, FEATURE_TERMS, InpaintLoss, PAPER_WEIGHTS, PIXEL_WEIGHTS, whole
+from .objective import check_weights, FEATURE_TERMS, InpaintLoss, PAPER_WEIGHTS, PIXEL_WEIGHTS
 from .pconv import FORMULAS
 from .step import paper_adam
 
@@ -63,8 +64,6 @@ class Task:
     depth: int = 5  # stages of the U-Net
     width: int = 32  # channels of its first stage
     formula: str = 'paper'  # 'paper', 'v1' or 'raw', see `PartialConv2d`
-    network: str = 'partial'  # 'partial', 'plain', 'masked', 'gated', 'attention' or 'fine' (chapter 08): what its convolutions make of a hole
-    doublings: int = 1  # of the size, with network 'fine'
 
 # %% ../nbs/16_recipe.ipynb #15c69bd4
 @dataclass(frozen=True)
@@ -79,14 +78,15 @@ class Recipe(Task):
     min_steps: int = 50  # an epoch is at least so many batches: a small folder is shown several times
     precision: str = 'fp32'  # 'fp32', 'bf16' or 'fp16' (autocast)
     impl: str = 'fast'  # 'fast' (chapter 05) or 'readable' (chapter 04): the same network, the same numbers up to rounding
+    network: str = 'partial'  # 'partial', 'plain', 'masked', 'gated', 'attention' or 'fine' (chapter 08): what its convolutions make of a hole
+    doublings: int = 1  # of the size, with network 'fine'
     joint: bool = False  # with network 'fine': is its first part trained, too?
     channels_last: bool = True  # memory layout of the weights, and so of the features
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
     features_reduce: int = 1  # features look at the picture reduced so many times by means
-    features_near: bool = False  # at half of the pictures they look at full size instead, through a window of the reduced size at the hole
     ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
-    start: str|None = None  # model.safetensors of a network of the same shape, to begin from, or with 'fine' of its first part; None: He initialisation
+    start: str|None = None  # model.safetensors of a network of the same shape, or a narrower one (`WIDENS`), to begin from, or with 'fine' of its first part; None: He initialisation
     betas: tuple = (0.9, 0.999)  # Adam's decay of the mean gradient and of its square
     critic: CriticSpec|None = None  # a critic that judges the fills while they are learnt (chapter 15), or its entries as a dict; None: none
     seed: int = 0  # of weights, order, flips and masks
@@ -95,7 +95,7 @@ class Recipe(Task):
 # %% ../nbs/16_recipe.ipynb #b39d4f1e
 WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, doublings=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=FORMULAS, per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'),
-               network=('partial', 'plain', 'masked', 'gated', 'attention', 'fine'), channels_last=(True, False), joint=(True, False), features_near=(True, False))
+               network=('partial', 'plain', 'masked', 'gated', 'attention', 'fine'), channels_last=(True, False), joint=(True, False))
 
 def is_whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"
@@ -115,7 +115,7 @@ def of_features(r):
     if uses_features(r) and r.phases and not any(p.features for p in r.phases): yield "perceptual and style terms have weights, and no phase has features=True: give it to one, or set the weights to 0"
     if r.features == 'none' and uses_features(r): yield "features='none' leaves perceptual and style terms nothing to compare: set their weights to 0"
     if not isinstance(r.features, str): yield f"features={r.features!r}: give vgg16, random, none, or a file"
-    if r.features_near and r.features_reduce == 1: yield "features_near=True has nothing to take turns with when features see all of a picture: give features_reduce of 2 or more, or leave it False"
+    if uses_features(r) and r.size//r.features_reduce < 8: yield f"features_reduce={r.features_reduce} leaves features {r.size//r.features_reduce} px of {r.size}: they need 8 or more"
 
 # %% ../nbs/16_recipe.ipynb #fd9d00ed
 def of_critic(r):
@@ -256,57 +256,30 @@ def recipe_diff(a, b):
     a, b = asdict(a), asdict(b)
     return [f'{k}: {a[k]} -> {b[k]}' for k in a if k != 'name' and a[k] != b[k]]
 
-# %% ../nbs/16_recipe.ipynb #2c033d3f
-def reduced(gt, m, k):
-    "A look of features at images made smaller by means, to a `k`-th of their side."
-    return lambda img: F.avg_pool2d(img, k)
-
-def window(gt, m, k):
-    "Slices of a `k`-th of the side around a pixel of the hole of `m` (1,H,W), as far as it goes; None for half of the pictures `gt` (3,H,W), and where there is no hole."
-    g = torch.Generator().manual_seed(int((255*gt[:, ::8, ::8]).round().sum() + m.sum()))
-    hole = (m[0] < 1).nonzero()
-    if torch.rand((), generator=g) < .5 or not len(hole): return None
-    middle, sides = hole[torch.randint(len(hole), (), generator=g)].tolist(), [(n, n//k) for n in m.shape[-2:]]
-    starts = [min(max(0, c - w//2), n - w) for c, (n, w) in zip(middle, sides)]
-    return (..., *(slice(a, a + w) for a, (_, w) in zip(starts, sides)))
-
-def near(gt, m, k):
-    "A look of features that is `reduced` at half of the images, and a `window` of full size at the others."
-    at = [window(*one, k) for one in zip(gt, m.expand(len(gt), -1, -1, -1))]
-    return lambda img: torch.stack([F.avg_pool2d(o, k) if a is None else o[a] for o, a in zip(img, at)])
-
 # %% ../nbs/16_recipe.ipynb #daec724e
 def twins(c, wide, g):
-    "Which of `c` channels each of `wide` is: every one once, then some, drawn by `g`, again."
+    "(wide,) which of `c` channels each of `wide` is: every one once, then some, drawn by `g`, again."
     return torch.cat([torch.arange(c), *(torch.randperm(c, generator=g) for _ in range(1, -(-wide//c)))])[:wide]
 
 def shared_out(w, of, g):
-    "Weights (O,I,k,k) for inputs that are the channels `of` the I ones: each weight's uneven parts."
-    parts = torch.rand(len(w), len(of), *w.shape[2:], generator=g) + .5
+    "Weights (O,I,k,k) for the inputs `of` (J,), copies of the I ones: (O,J,k,k), each weight in uneven parts."
+    parts = torch.rand(len(w), len(of), *w.shape[2:], generator=g, dtype=w.dtype) + .5
     return w[:, of]*(parts/torch.zeros_like(w).index_add(1, of, parts)[:, of])
 
 def widen_stage(a, b, of, g, noise):
-    "Fill the stage `b` by `a` when its inputs are the channels `of` those of `a`; which ones its outputs are."
+    "Fill the stage `b` by `a` when its inputs are copies `of` (J,) those of `a`; (C,) of which its outputs are."
     to = twins(len(a.conv.weight), len(b.conv.weight), g)
     w = shared_out(a.conv.weight.cpu(), of, g)[to]
-    b.conv.weight.copy_(w + noise*w.std()*torch.randn(w.shape, generator=g))
+    b.conv.weight.copy_(w + noise*w.std()*torch.randn(w.shape, generator=g, dtype=w.dtype))
     if a.conv.bias is not None: b.conv.bias.copy_(a.conv.bias[to])
     theirs = a.bn.state_dict()
     for k, v in b.bn.state_dict().items(): v.copy_(theirs[k][to] if v.ndim else theirs[k])
     return to
 
-# %% ../nbs/16_recipe.ipynb #df2096f3
-WIDENS = ('partial', 'plain', 'masked', 'fine')  # kinds of networks
-
-@torch.no_grad()
-def widen(
-    net,  # a network of a kind in `WIDENS`
-    wide,  # one like it with a larger width; its weights are replaced
-    noise=.02,  # added to the weights, in parts of a layer's standard deviation, so that twins part
-):
-    "Let `wide` begin as the function that `net` is, up to the noise: its further channels are twins (Net2Net, Chen et al. 2016). The last ratio of a partial network is a little smaller, as the image is a smaller part of what is counted."
-    if hasattr(net, 'coarse'): return widen(net.coarse, wide.coarse, noise), widen(net.fine, wide.fine, noise)
-    g, seen = torch.Generator().manual_seed(0), []
+# %% ../nbs/16_recipe.ipynb #32e3d26c
+def fill_wide(net, wide, noise, seed=0):
+    "Fill the stages of the U-Net `wide` by those of `net`, from the image down and up again."
+    g, seen = torch.Generator().manual_seed(seed), []
     of = torch.arange(net.enc[0].conv.in_channels)
     for a, b in zip(net.enc, wide.enc):
         seen.append((of, a.conv.in_channels))
@@ -314,6 +287,32 @@ def widen(
     for a, b in zip(net.dec, wide.dec):
         skip, n = seen.pop()
         of = widen_stage(a, b, torch.cat([of, skip + a.conv.in_channels - n]), g, noise)
+
+def ratio_of(net, n):
+    "What the last stage of a partial network multiplies by inside a hole, where `n` of its channels are known and the image's are not."
+    return net.dec[-1].conv.in_channels/n
+
+# %% ../nbs/16_recipe.ipynb #df2096f3
+WIDENS = ('partial', 'plain', 'masked', 'fine')  # kinds of networks
+
+def check_wider(net, wide):
+    "Raises `InputError` unless `wide` is `net` with more channels, of a kind in `WIDENS`."
+    a, b = (dict(network='partial') | o.config for o in (net, wide))
+    if a['network'] not in WIDENS: raise InputError(f"a network of kind {a['network']!r} can't be widened, only {', '.join(WIDENS)}; begin from one of the same width")
+    if a | dict(width=b['width']) != b or a['width'] > b['width']: raise InputError(f"{b} is not {a} with more channels; change nothing but the width")
+
+@torch.no_grad()
+def widen(
+    net,  # a network of a kind in `WIDENS`
+    wide,  # one that differs from it by a larger width; its weights are replaced
+    noise=.005,  # added to the weights, in parts of a kernel's standard deviation, so that twins part
+):
+    "Let `wide` begin as the function that `net` is: its further channels are twins (Net2Net, Chen et al. 2016). Raises `InputError` as `check_wider` does."
+    check_wider(net, wide)
+    if 'fine' == net.config.get('network'): return widen(net.coarse, wide.coarse, noise), fill_wide(net.fine, wide.fine, noise)
+    fill_wide(net, wide, noise)
+    n, more = (o.dec[-1].conv.in_channels - o.config['in_channels'] for o in (net, wide))
+    if net.config.get('network', 'partial') == 'partial': wide.dec[-1].conv.weight[:, :more] *= ratio_of(net, n)/ratio_of(wide, more)
 
 # %% ../nbs/16_recipe.ipynb #0b25f651
 def recipe_learner(
@@ -337,8 +336,13 @@ def recipe_learner(
 def recipe_loss(r):
     "The loss of the recipe `r`; features are opened only if a term needs them."
     features = open_features(r.features) if uses_features(r) else None
-    look = partial(near if r.features_near else reduced, k=r.features_reduce) if r.features_reduce > 1 else whole
-    return InpaintLoss(features, r.weights, r.per, **({} if r.chunk is None else dict(chunk=r.chunk)), look=look)
+    if features is not None and r.features_reduce > 1: features = Through(features, partial(F.avg_pool2d, kernel_size=r.features_reduce))
+    return InpaintLoss(features, r.weights, r.per, **({} if r.chunk is None else dict(chunk=r.chunk)))
+
+class Through(nn.Module):
+    "The features of what `before` makes of an image: of one reduced `k` times, with a k-th of the side, they cost a k*k-th."
+    def __init__(self, features, before): super().__init__(); self.features, self.before = features, before
+    def forward(self, img): return self.features(self.before(img))
 
 def recipe_model(r):
     "The network of the recipe `r`, initialised from its seed. Raises `InputError` when batch norm would see single values."

@@ -258,7 +258,7 @@ def steps_of_epoch(recipe, dls):
 
 # %% ../nbs/17_training.ipynb #ac8f9907
 def begin_from(net, path):
-    "Load the weights of the file or run `path` into `net`, twice where `net` doubles its size once more; what they were, for the record. Raises `InputError` if the networks differ."
+    "Load the weights of the file or run `path` into `net`, twice where `net` doubles its size once more, with twins (`widen`) where it is wider; what they were, for the record. Raises `InputError` if the networks differ otherwise."
     other, config = load_model(path)
     doubles = config['model'].get('doublings', 0) < net.config.get('doublings', 0)
     to = net.coarse if doubles else net

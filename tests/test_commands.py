@@ -306,6 +306,22 @@ def test_train_on_from_the_weights_of_the_package(how, tmp_path, capsys):
     assert config["start"]["sha256"] == pretrained_info()["sha256"] and config["recipe"]["start"] == "faces.safetensors"
 
 
+def test_train_on_with_a_wider_network(tmp_path, capsys):
+    "--width beside --start: the network of the start with more channels, and its work; a smaller one is refused."
+    from pconv_course.weights import load_model
+    tiny = dict(TINY, n_faces=6, bs=2, valid=.4, min_steps=1, phases=[dict(lr=1e-6)])
+    write_json(tmp_path/"tiny.json", tiny)
+    pconv("train", str(tmp_path/"tiny.json"), out=str(tmp_path/"narrow"), device="cpu")
+    width = load_model(tmp_path/"narrow")[0].config["width"]
+    pconv("train", str(tmp_path/"tiny.json"), out=str(tmp_path/"wide"), start=str(tmp_path/"narrow"), width=width + 3, device="cpu")
+    model, config = load_model(tmp_path/"wide")
+    assert model.config["width"] == width + 3 and config["start"]["width"] == width
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e: pconv("train", str(tmp_path/"tiny.json"), out=str(tmp_path/"thin"), start=str(tmp_path/"narrow"), width=width - 1, device="cpu")
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("\n") == 1 and f"width {width}, here {width - 1}" in err and not (tmp_path/"thin").exists()
+
+
 def test_every_command_line_in_a_text_can_be_typed():
     "What stands in a block of shell lines, in notebooks and README, are options that the command has."
     top, lines = Path(__file__).resolve().parent.parent, []

@@ -155,6 +155,10 @@ def test_smaller_files(whole, sessions):
         for image, mask in pairs(6, seed=8):
             got, want = run_onnx(session, image, mask), run_onnx(sessions["fast"], image, mask)
             assert off(got, want) <= limit and (got[mask > 0] == image[mask > 0]).all()
+    some = shrink_weights(whole["fast"], "int8", 3000)
+    assert size["int8"] < len(some.SerializeToString()) < size["fp16"]
+    kinds = {w.name.rpartition(".")[2]: w for w in some.graph.initializer if w.name.endswith((".int8", ".fp16"))}
+    assert set(kinds) == {"int8", "fp16"} and all((np.prod(w.dims) < 3000) == w.name.endswith("fp16") for w in some.graph.initializer if w.name.endswith((".int8", ".fp16")))
     with pytest.raises(InputError, match="fp8"): shrink_weights(whole["fast"], "fp8")
 
 

@@ -29,6 +29,7 @@ from pconv_course.step import DevicePrecision, EncoderBNFreeze, paper_adam, Part
 from pconv_course.losses import random_features
 from pconv_course.objective import PAPER_WEIGHTS, InpaintLoss
 from pconv_course.masks import MaskBank
+from pconv_course.recipe import Through
 from pconv_course.unet import PConvUNet
 
 SIZE = 32
@@ -560,6 +561,13 @@ def test_features_are_back_in_32_bits_however_the_fit_ends(exc):
     assert set(seen) == {None}
     fit(learn.to_fp16())
     assert set(seen) == {None} and loss.features.half is None
+
+
+def test_features_behind_another_module_are_in_16_bits_as_well():
+    loss, seen = InpaintLoss(Through(random_features(width=2), partial(torch.nn.functional.avg_pool2d, kernel_size=2))), []
+    loss.features.features.register_forward_hook(lambda net, *_: seen.append(net.half))
+    fit(synth(loss=loss).to_bf16())
+    assert set(seen) == {torch.bfloat16} and loss.features.features.half is None
 
 
 # The loop

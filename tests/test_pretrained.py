@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import load_file, save_file
 
 from pconv_course import weights
 from pconv_course.base.core import InputError, read_json, write_json
@@ -12,8 +12,8 @@ from pconv_course.inpainting import open_model
 from pconv_course.runs import checkpoint
 from pconv_course.tools import pack
 from pconv_course.tools.pack import blend, pack_weights
-from pconv_course.tools.share import save_pretrained
-from pconv_course.weights import load_model, load_pretrained, pretrained_info, weights_hash
+from pconv_course.tools.share import from_pretrained, save_pretrained
+from pconv_course.weights import in_bytes, load_model, load_pretrained, pretrained_info, weights_hash
 from pconv_course.recipe import Phase, Recipe
 from pconv_course.runs.train import train
 from pconv_course.training import begin_from
@@ -67,6 +67,32 @@ def test_large_kernels_in_8_bits(runs, tmp_path):
         else: torch.testing.assert_close(v, whole[k], rtol=2**-11, atol=1e-7)
     assert record["bytes"] < .7*pack_weights([wide], tmp_path, "half")["bytes"]
     with pytest.raises(InputError, match="bits=4: give 16 or 8"): pack_weights([wide], tmp_path, "four", bits=4)
+    with pytest.raises(InputError, match="no kernel .* has 32,768 weights"): pack_weights(runs, tmp_path, "small", bits=8)
+    whole, scale = in_bytes(net.state_dict()[large[0]])
+    assert torch.equal(whole, stored[large[0]]), "packed once more, it is the same"
+
+
+def test_a_file_in_bytes_without_its_scales_is_refused(runs, tmp_path):
+    "Taken as they are, the whole numbers would be weights of up to 127."
+    a = state(runs[0])
+    k = next(k for k, v in a.items() if v.ndim == 4)
+    whole, scale = in_bytes(a[k])
+    with safe_open(runs[0]/"model.safetensors", "pt") as f: meta = f.metadata()
+    def written(**changes):
+        save_file({n: v for n, v in (a | changes).items() if v is not None}, tmp_path/"model.safetensors", metadata=meta)
+        return load_model(tmp_path)[0]
+    torch.testing.assert_close(written(**{k: whole, f"{k}.scale": scale}).state_dict()[k], a[k], rtol=0, atol=a[k].abs().max().item()/250)
+    for changes, words in (({k: whole}, "scale is missing"), ({k: whole, f"{k}.scale": scale.flatten()}, "of shape"), ({f"{k}.scale": scale}, "Unexpected key|loading state_dict")):
+        with pytest.raises(InputError, match=f"not a network of this library, or damaged .*({words})"): written(**changes)
+
+
+def test_a_folder_for_hubs_may_hold_a_file_in_bytes(runs, tmp_path):
+    net, config = load_model(runs[0])
+    save_pretrained(net, tmp_path, config)
+    k = next(k for k, v in net.state_dict().items() if v.ndim == 4)
+    whole, scale = in_bytes(net.state_dict()[k])
+    save_file(load_file(tmp_path/"model.safetensors") | {k: whole, f"{k}.scale": scale}, tmp_path/"model.safetensors")
+    torch.testing.assert_close(from_pretrained(tmp_path)[0].state_dict()[k], whole*scale)
 
 
 def test_a_full_disk_is_one_line(runs, tmp_path, monkeypatch):

@@ -27,8 +27,8 @@ from pconv_course.runs.progress import BarReport, LineReport, reporter
 from pconv_course.runs.run import TrainingInterrupted, read_log
 from pconv_course.training import Position, RestOfEpoch, rng_state, total_epochs
 from pconv_course.fast import FastPConvUNet
-from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, near, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_model,
-    recipe_with, widen, window)
+from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_model,
+    recipe_with, widen)
 from pconv_course.runs.train import train
 from pconv_course.training import RunCallback, average_decay, begin_from, fit_recipe, learning_rate, phase_part
 from pconv_course.weights import load_model
@@ -80,7 +80,7 @@ def whole(tmp_path_factory):
     (dict(hole_ratio=(0, 2)), 'hole_ratio'), (dict(hole_ratio=None), 'type'), (dict(weights=dict(hole=-1)), 'hole'), (dict(weights=dict(holes=1)), 'holes'),
     (dict(weights=dict(hole=0)), 'no loss term'), (dict(weights=PAPER_WEIGHTS), "features='none'"), (dict(per='pixel'), 'per'), (dict(formula='v3'), 'formula'),
     (dict(precision='fp8'), 'precision'), (dict(impl='slow'), 'impl'), (dict(channels_last=None), 'channels_last'), (dict(ema=1.), 'ema'),
-    (dict(ema=-0.1), 'ema'), (dict(ema='a lot'), 'type'), (dict(chunk=0), 'chunk'), (dict(accumulate=0), 'accumulate'), (dict(features_reduce=0), 'features_reduce'), (dict(features_near=True), 'features_reduce of 2'), (dict(features_near='yes', features_reduce=2), 'features_near'), (dict(bs=6, accumulate=4), 'accumulate'), (dict(chunk='some'), 'chunk'), (dict(phases=[dict(lr=1e-3, schedule='step')]), 'schedule'),
+    (dict(ema=-0.1), 'ema'), (dict(ema='a lot'), 'type'), (dict(chunk=0), 'chunk'), (dict(accumulate=0), 'accumulate'), (dict(features_reduce=0), 'features_reduce'), (dict(features='random', weights=PAPER_WEIGHTS, features_reduce=16), '4 px of 64'), (dict(bs=6, accumulate=4), 'accumulate'), (dict(chunk='some'), 'chunk'), (dict(phases=[dict(lr=1e-3, schedule='step')]), 'schedule'),
     (dict(phases=[dict(lr=1e-3, lr_end=1.)]), 'lr_end'), (dict(phases=[dict(lr=1e-3, lr_end=-1.)]), 'lr_end')])
 def test_values_that_make_no_sense(change, word):
     with pytest.raises(InputError) as e: Recipe(**change)
@@ -127,7 +127,7 @@ def stirred(config, seed=0, **kw):
 @pytest.mark.parametrize('network', [dict(network=k) for k in ('partial', 'plain', 'masked', 'fine')] + [dict(network='fine', doublings=2)], ids=str)
 @pytest.mark.parametrize('width', [12, 28])
 def test_a_wider_network_begins_as_the_same_function(network, width):
-    "Without noise, where all is known; with a hole the last ratio counts the image's channels as a smaller part."
+    "Without noise; a partial one inside the hole, as its last stage counts the image among fewer features."
     a, b = stirred(network | dict(depth=3, width=8)), stirred(network | dict(depth=3, width=width), 1)
     last = [o for o in a.modules() if isinstance(o, torch.nn.Conv2d)][-1].weight
     if not last.any(): last.normal_(0, .1)  # that of a fine network is 0 at first
@@ -135,10 +135,29 @@ def test_a_wider_network_begins_as_the_same_function(network, width):
     before = b(x, m)
     assert (before - a(x, m)).abs().max() > .01
     widen(a, b, noise=0)
-    assert_close(b(x, m), a(x, m), rtol=1e-3, atol=1e-4)
-    if network['network'] in ('plain', 'masked'):
-        m[..., 8:20, 8:20] = 0
-        assert_close(b(x, m), a(x, m), rtol=1e-3, atol=1e-4)
+    exact = lambda: assert_close(b(x, m)[where], a(x, m)[where], rtol=1e-3, atol=1e-4)
+    where = (...,)
+    if network['network'] != 'partial': exact()
+    m[..., 8:24, 8:24] = 0
+    if network['network'] == 'partial': where = (..., slice(11, 21), slice(11, 21))
+    if network['network'] != 'fine': exact()
+    else: assert (b(x, m) - a(x, m)).abs().mean() < .3*(before - a(x, m)).abs().mean()  # along the rim its first part is a little off
+
+
+def test_what_cannot_be_widened_is_refused_before_anything_changes():
+    base = dict(depth=3, width=8)
+    for a, b, words in ((base, dict(base, width=6), 'more channels'), (base, dict(depth=4, width=12), 'more channels'), (base, dict(base, width=12, network='plain'), 'more channels'),
+                        (dict(base, network='gated'), dict(base, network='gated', width=12), "kind 'gated' can't be widened"),
+                        (dict(base, network='attention'), dict(base, network='attention', width=12), "kind 'attention' can't be widened")):
+        a, b = build_unet(a), build_unet(b)
+        before = {k: v.clone() for k, v in b.state_dict().items()}
+        with pytest.raises(InputError, match=words): widen(a, b)
+        assert all(torch.equal(v, before[k]) for k, v in b.state_dict().items())
+    a, b = stirred(base).double(), stirred(dict(base, width=12)).double()
+    widen(a, b, noise=0)
+    x, m = torch.rand(1, 3, 16, 16, dtype=torch.double), torch.zeros(1, 1, 16, 16, dtype=torch.double)
+    m[..., :2, :2] = 1
+    assert_close(b(x, m)[..., 6:, 6:], a(x, m)[..., 6:, 6:])
 
 
 def test_twins_part():
@@ -164,7 +183,9 @@ def test_a_run_begins_from_a_narrower_one(tmp_path):
     assert result['start']['width'] == 4 and result['start']['name'] == 'a'
     (a, _), (b, _) = load_model(tmp_path/'a'), load_model(tmp_path/'b')
     x, m = torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
-    with torch.no_grad(): assert (a(x, m) - b(x, m)).abs().mean() < .2*a(x, m).std()
+    m[..., 16:48, 16:48] = 0
+    with torch.no_grad(): theirs, ours, anew = (o(x, m)[..., 19:45, 19:45] for o in (a, b, build_unet(b.config).eval()))
+    assert (theirs - ours).abs().mean() < .3*(theirs - anew).abs().mean()  # but for a few steps' statistics
     net = build_unet(dict(a.config, width=4))
     assert 'width' not in begin_from(net, tmp_path/'a')
     for config, words in ((dict(width=3), 'width 4, here 3'), (dict(width=6, depth=a.config['depth'] + 1), 'depth'), (dict(width=6, network='gated'), 'network partial, here gated')):
@@ -190,40 +211,6 @@ def test_features_of_the_reduced_picture():
     assert_close(half.last['perceptual'], loss_perceptual(f(small(out)), f(small(comp)), f(small(gt))), rtol=1e-4, atol=1e-6)
     assert_close(half.last['hole'], whole.last['hole'])
     assert abs(float(half.last['style_out'] - whole.last['style_out'])) > 1e-6
-
-
-def test_features_look_near_at_half_of_the_pictures():
-    "The terms are the means of those of each picture's own look, a function of its pixels: whatever the order, the chunk and the global generator."
-    r = replace(recipe_with(TINY, features='random'), features_reduce=2, features_near=True)
-    g = torch.Generator().manual_seed(3)
-    gt, out, m = torch.rand(8, 3, 32, 48, generator=g), torch.rand(8, 3, 32, 48, generator=g), torch.ones(8, 1, 32, 48)
-    for i in range(7): m[i, :, 4*i:4*i + 4, 6*i:6*i + 5] = 0
-    at = [window(*one, 2) for one in zip(gt, m)]
-    assert at[7] is None and 1 < sum(a is not None for a in at) < 7  # one has no hole
-    for a, o in zip(at, m):
-        if a is None: continue
-        assert (o[a] == 0).any() and o[a].shape == (1, 16, 24)
-    f, comp = random_features(), m*gt + (1 - m)*out
-    see = lambda a, img: torch.nn.functional.avg_pool2d(img, 2) if a is None else img[a]
-    want = [loss_perceptual(*(f(see(a, t[i])[None]) for t in (out, comp, gt))) for i, a in enumerate(at)]
-    for chunk in (1, 3, 8):
-        torch.manual_seed(chunk)
-        loss = recipe_loss(replace(r, chunk=chunk))
-        loss(out, gt, m)
-        assert_close(loss.last['perceptual'], torch.stack(want).mean(), rtol=1e-4, atol=1e-6)
-    back = recipe_loss(r)
-    back(*(t.flip(0) for t in (out, gt, m)))
-    assert_close(back.last['perceptual'], torch.stack(want).mean(), rtol=1e-4, atol=1e-6)
-
-
-def test_windows_are_around_the_hole_everywhere():
-    "Half of the pictures get one; its middle is a pixel of the hole, as far as the picture goes; one mask for all faces will do."
-    gt, m = torch.rand(400, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.ones(1, 1, 32, 32)
-    m[..., 20:, :3] = 0
-    at = [a for a in (window(o, m[0], 4) for o in gt) if a]
-    assert 150 < len(at) < 250
-    assert {a[1].start for a in at} == set(range(16, 25)) and {a[2].start for a in at} == {0}
-    assert near(gt, m, 4)(gt).shape == (400, 3, 8, 8)
 
 
 def test_small_presets_need_no_network():
@@ -364,7 +351,7 @@ def test_start_from_another_run(averaged, tmp_path):
 
 
 def test_starts_that_cannot_be_used(averaged, tmp_path):
-    for change, word in (dict(width=8), 'width 6, here 8'), (dict(depth=4), 'depth 3, here 4'), (dict(formula='v1'), 'formula'):
+    for change, word in (dict(width=4), 'width 6, here 4'), (dict(depth=4), 'depth 3, here 4'), (dict(formula='v1'), 'formula'):
         with pytest.raises(InputError, match=word) as e: go(replace(TINY, start=str(averaged[0]), **change), tmp_path/'run')
         assert '\n' not in str(e.value) and not (tmp_path/'run'/'recipe.json').exists()
     with pytest.raises(InputError, match='no such file'): go(replace(TINY, start='nowhere.safetensors'), tmp_path/'run')

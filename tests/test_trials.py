@@ -372,10 +372,10 @@ def test_scores_are_of_the_averaged_weights():
     assert 'scores' not in trial(replace(TINY, phases=(Phase(1e30),)), 'drawn', 64, points=1, scores=level)
 
 
-def test_bf16_twist_reaches_the_features(spy):
+def test_bf16_twist_reaches_features_behind_another_module(spy):
     learn = recipe_learner(recipe_with(TINY, features='random', features_reduce=2), device='cpu')
     TWISTS['features_bf16'](learn, None, 1)
-    assert learn.loss_func.features.half == torch.bfloat16
+    assert learn.loss_func.features.features.half == torch.bfloat16
     TWISTS['features_bf16'](recipe_learner(TINY, device='cpu'), None, 1)
 
 

@@ -50,8 +50,8 @@ class OtherLoss(InpaintLoss):
         t, comp = loss_terms(out, gt, m, None, self.per), compose(gt, out, m)
         if self.tv_of: t['tv'] = self.tv_of(out)
         if self.use_features:
-            see, seen = self.look(gt, m), lambda img: self.seen_of_comp(img) if img is comp and self.seen_of_comp else img
-            t |= feature_terms(lambda img: self.features(see(seen(img))), out, gt, comp)
+            seen = lambda img: self.seen_of_comp(img) if img is comp and self.seen_of_comp else img
+            t |= feature_terms(lambda img: self.features(seen(img)), out, gt, comp)
         return torch.stack([*t.values(), sum(w*t[k] for k, w in self.weights.items())])
 
 # %% ../../nbs/lab/ablations.ipynb #16097b96

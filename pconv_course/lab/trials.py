@@ -40,7 +40,7 @@ from ..losses import FeatureNet
 from ..masks import MaskBank
 from ..metrics import hole_l1_error, psnr
 from ..objective import FEATURE_TERMS
-from ..recipe import Phase, public_recipe, Recipe, recipe_learner, recipe_loss, recipe_with
+from ..recipe import Phase, public_recipe, Recipe, recipe_learner, recipe_loss, recipe_with, Through
 from ..runs.checkpoint import has_checkpoint, latest_checkpoint, save_checkpoint
 from ..runs.run import restore_scaler, restore_training, training_state
 from ..runs.train import data_record
@@ -306,7 +306,7 @@ class Crops(RunCallback):
 def features_crop(learn, run, k):
     "Features of a square of side 1/`k`, at another place in every step."
     learn.add_cb(crops := Crops(run, k))
-    learn.loss_func.look = lambda gt, m: crops.cut
+    learn.loss_func.features = Through(learn.loss_func.features, crops.cut)
 
 # %% ../../nbs/lab/trials.ipynb #4d7d915e
 def features_bf16(learn, run, on):

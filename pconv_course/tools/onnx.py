@@ -26,7 +26,7 @@ from .. import fast, pconv
 from ..base.core import atomic_path, InputError, need, provenance
 from ..networks import build_unet
 from ..unet import pad_to_multiple
-from ..weights import weights_hash
+from ..weights import in_bytes, weights_hash
 
 # %% ../../nbs/tools/onnx.ipynb #e5f466f9
 def ones_conv(
@@ -201,15 +201,15 @@ def stored(onnx, w, precision):
     a, tensor = onnx.numpy_helper.to_array(w), onnx.numpy_helper.from_array
     if precision == 'fp16':
         return [tensor(a.astype(np.float16), f'{w.name}.fp16')], onnx.helper.make_node('Cast', [f'{w.name}.fp16'], [w.name], to=1)
-    scale = np.maximum(np.abs(a).max((1, 2, 3)), 1e-12)/127
-    whole = np.round(a/scale[:, None, None, None]).astype(np.int8)
-    small = [tensor(whole, f'{w.name}.int8'), tensor(scale.astype(np.float32), f'{w.name}.scale')]
+    whole, scale = (o.numpy() for o in in_bytes(torch.from_numpy(a.copy())))
+    small = [tensor(whole, f'{w.name}.int8'), tensor(scale.flatten(), f'{w.name}.scale')]
     return small, onnx.helper.make_node('DequantizeLinear', [s.name for s in small], [w.name], axis=0)
 
 # %% ../../nbs/tools/onnx.ipynb #eb41dbce
 def shrink_weights(
     model,  # an ONNX model
-    precision):  # 'fp32': as it is; 'fp16' or 'int8': kernels are stored so, and computed with in fp32
+    precision,  # 'fp32': as it is; 'fp16' or 'int8': kernels are stored so, and computed with in fp32
+    least=256):  # values that a kernel has to be stored in int8; smaller ones of 256 and more take 16 bits then
     "A copy of the model whose convolution kernels of 256 and more values take fewer bytes. Raises `InputError`."
     onnx, _ = need('onnx', 'onnx.numpy_helper', extra='onnx')
     if precision not in ONNX_PRECISIONS: raise InputError(f"precision {precision!r} is unknown; give one of {', '.join(ONNX_PRECISIONS)}")
@@ -217,7 +217,8 @@ def shrink_weights(
     small.CopyFrom(model)
     if precision == 'fp32': return small
     for w in model.graph.initializer:
-        tensors, node = stored(onnx, w, precision) if len(w.dims) == 4 and np.prod(w.dims) >= 256 else ([w], None)
+        few = 'fp16' if np.prod(w.dims) < least else precision
+        tensors, node = stored(onnx, w, few) if len(w.dims) == 4 and np.prod(w.dims) >= 256 else ([w], None)
         keep.extend(tensors), nodes.extend([node] if node else [])
     del small.graph.initializer[:], small.graph.node[:]
     small.graph.initializer.extend(keep), small.graph.node.extend([*nodes, *model.graph.node])

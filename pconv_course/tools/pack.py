@@ -11,13 +11,10 @@ import json
 import re
 from pathlib import Path
 
-# %% ../../nbs/tools/pack.ipynb #af8f7318
-import torch
-
 # %% ../../nbs/tools/pack.ipynb #0fb7187d
 from ..base.core import atomic_path, InputError, provenance, read_json, sha256_of, write_json
 from ..runs.checkpoint import write_tensors
-from ..weights import load_model, packaged_file, pretrained_info, pretrained_names
+from ..weights import in_bytes, LARGE, load_model, packaged_file, pretrained_info, pretrained_names
 
 # %% ../../nbs/tools/pack.ipynb #8a508bd6
 def to_half(
@@ -30,13 +27,12 @@ def to_half(
 # %% ../../nbs/tools/pack.ipynb #191551d3
 def to_bytes(
     state,  # a state dict
-    least=2**15,  # weights that a kernel has for it
+    least=LARGE,  # weights that a kernel has for it
 ):
-    "As `to_half`, but kernels of `least` weights or more in 8 bits, whole numbers and a scale for each output channel (`NAME.scale`), as `load_model` reads them."
-    large = {k: v.float() for k, v in state.items() if v.ndim == 4 and v.numel() >= least}
-    scale = {k: v.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)/127 for k, v in large.items()}
-    whole = {k: (v/scale[k]).round().to(torch.int8).contiguous() for k, v in large.items()}
-    return to_half({k: v for k, v in state.items() if k not in large}) | whole | {f"{k}.scale": s for k, s in scale.items()}
+    "As `to_half`, but kernels of `least` weights or more in 8 bits, as `in_bytes` makes them and `load_model` reads them."
+    small = to_half({k: v for k, v in state.items() if v.ndim != 4 or v.numel() < least})
+    large = {k: in_bytes(v) for k, v in state.items() if k not in small}
+    return small | {k: whole for k, (whole, _) in large.items()} | {f"{k}.scale": scale for k, (_, scale) in large.items()}
 
 # %% ../../nbs/tools/pack.ipynb #434ef95c
 def blend(a, b, part):
@@ -110,9 +106,11 @@ def pack_weights(
     stages = [s for r in runs for s in stages_of(r)]
     if bits not in (16, 8): raise InputError(f"bits={bits!r}: give 16 or 8")
     model, config = network_between(runs, part)
+    state = (to_half if bits == 16 else to_bytes)(model.state_dict())
+    if bits == 8 and not any(k.endswith('.scale') for k in state): raise InputError(f"bits=8: no kernel of this network has {LARGE:,} weights, so nothing would be smaller; leave it at 16")
     licence = licence or licence_of(runs[0], stages)
     meta = dict(model=model.config, recipe=config["recipe"], part=part, licence=licence)
-    with atomic_path(file) as tmp: write_tensors(tmp, (to_half if bits == 16 else to_bytes)(model.state_dict()), dict(config=json.dumps(meta)))
+    with atomic_path(file) as tmp: write_tensors(tmp, state, dict(config=json.dumps(meta)))
     record = dict(name=name, bits=bits, sha256=sha256_of(file), bytes=file.stat().st_size, parameters=sum(p.numel() for p in model.parameters()), part=part,
                   licence=licence, stages=stages, provenance=provenance(config["recipe"]["seed"]))
     write_json(file.with_suffix(".json"), record)

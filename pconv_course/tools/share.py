@@ -20,7 +20,7 @@ from ..fast import FastPConvUNet
 from ..base.core import atomic_path, InputError, MissingPackage, need, one_line, read_json, write_json
 from ..networks import FineUNet
 from ..runs.checkpoint import write_tensors
-from ..weights import refuse_pickle
+from ..weights import from_bytes, refuse_pickle
 
 # %% ../../nbs/tools/share.ipynb #79c59205
 def misfits(have, want):
@@ -35,8 +35,8 @@ def load_checked(
     device='cpu'):
     "The network with the file's weights, in eval mode. Raises `InputError` that names the first key that doesn't fit."
     if not Path(file).is_file(): raise InputError(f"{file}: no such file; the folder needs config.json and model.safetensors")
-    try: state = load_file(file)
-    except (OSError, SafetensorError) as e: raise InputError(f"{file}: damaged, or no safetensors file; fetch it again") from e
+    try: state = from_bytes(load_file(file))
+    except (OSError, SafetensorError, ValueError) as e: raise InputError(f"{file}: damaged, or no safetensors file; fetch it again") from e
     if bad := misfits(state, model.state_dict()):
         raise InputError(f"{file}: {bad[0]}{f' (and {len(bad) - 1} more)' if bad[1:] else ''}; these weights belong to another config.json")
     model.load_state_dict(state)
