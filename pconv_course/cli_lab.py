@@ -128,7 +128,7 @@ class Dash(Param):
 
 # %% ../nbs/cli_lab.ipynb #255f4b76
 def pack_cmd(
-    runs: Param("folders of finished runs, in the order of training, the first may be packed weights (faces, drawn, a file); the network is that of the last", str, nargs="+"),
+    runs: Param("folders of finished runs, or packed weights (faces, drawn, a file), in the order of training; the network is that of the last", str, nargs="+"),
     out: str = "weights",  # folder for NAME.safetensors and NAME.json
     name: str = "faces",  # of the two files
     licence: str = None,  # what a user of the weights must know; that of the runs when absent: drawn faces, or the packed weights they began with

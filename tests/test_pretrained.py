@@ -14,7 +14,8 @@ from pconv_course.tools import pack
 from pconv_course.tools.pack import blend, pack_weights
 from pconv_course.tools.share import from_pretrained, save_pretrained
 from pconv_course.weights import in_bytes, load_model, load_pretrained, pretrained_info, weights_hash
-from pconv_course.recipe import Phase, Recipe
+from pconv_course.networks import build_unet
+from pconv_course.recipe import Phase, Recipe, widen
 from pconv_course.runs.train import train
 from pconv_course.training import begin_from
 
@@ -70,6 +71,23 @@ def test_large_kernels_in_8_bits(runs, tmp_path):
     with pytest.raises(InputError, match="no kernel .* has 32,768 weights"): pack_weights(runs, tmp_path, "small", bits=8)
     whole, scale = in_bytes(net.state_dict()[large[0]])
     assert torch.equal(whole, stored[large[0]]), "packed once more, it is the same"
+
+
+def test_a_network_between_a_narrow_one_and_a_wide_one_that_began_from_it(runs, tmp_path):
+    "The narrow one is widened as it was then, so the history of either is in the record."
+    tiny = dict(size=32, n_faces=40, valid=.2, n_masks=10, depth=3, width=6, bs=8, min_steps=1, phases=(Phase(1e-3),))
+    train(Recipe(name="wide", start=str(runs[1]), **tiny), out=tmp_path/"wide", device="cpu", progress=False)
+    pack_weights(runs, tmp_path, "narrow")
+    record = pack_weights([tmp_path/"narrow.safetensors", tmp_path/"wide"], tmp_path, "between", part=.75)
+    assert [s["recipe"]["name"] for s in record["stages"]] == ["first", "second", "wide"] and record["part"] == .75
+    net, b = load_pretrained("between", folder=tmp_path)[0], state(tmp_path/"wide")
+    widened = build_unet(net.config)
+    widen(load_model(tmp_path/"narrow.safetensors")[0], widened)
+    a = widened.state_dict()
+    for k, v in net.state_dict().items(): torch.testing.assert_close(v, a[k] + .75*(b[k] - a[k]) if v.is_floating_point() else b[k], rtol=2**-10, atol=1e-6)
+    far = lambda x, y: sum((x[k] - y[k]).square().sum() for k in x if x[k].ndim == 4)
+    torch.manual_seed(0)
+    assert far(a, b) < .2*far(build_unet(net.config).state_dict(), b)
 
 
 def test_a_file_in_bytes_without_its_scales_is_refused(runs, tmp_path):

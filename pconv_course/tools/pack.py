@@ -13,6 +13,8 @@ from pathlib import Path
 
 # %% ../../nbs/tools/pack.ipynb #0fb7187d
 from ..base.core import atomic_path, InputError, provenance, read_json, sha256_of, write_json
+from ..networks import build_unet
+from ..recipe import widen
 from ..runs.checkpoint import write_tensors
 from ..weights import in_bytes, LARGE, load_model, packaged_file, pretrained_info, pretrained_names
 
@@ -81,18 +83,22 @@ def stages_of(
 
 # %% ../../nbs/tools/pack.ipynb #410e50af
 def network_between(runs, part):
-    "The network of the last of the `runs`, or the one at this `part` of the way to it from the last but one; and the configuration of the last. Raises `InputError`."
+    "The network of the last of the `runs`, or the one at this `part` of the way to it from the last but one, widened where it is narrower; and the configuration of the last. Raises `InputError`."
     if not 0 < part <= 1: raise InputError(f"part={part!r}: give a number above 0, 1 at most")
     if len(runs) < 1 + (part < 1): raise InputError("no run given; give the folder of a finished run" if part == 1 else f"part={part} lies between two runs; give two or more")
     model, config = load_model(runs[-1])
     before = load_model(runs[-2])[0] if part < 1 else model
-    if before.config != model.config: raise InputError(f"{runs[-2]} and {runs[-1]} are runs of different networks; give part=1 to pack the last one")
+    if before.config != model.config:
+        wide = build_unet(model.config)
+        try: widen(before, wide)
+        except InputError as e: raise InputError(f"{runs[-2]} and {runs[-1]} are runs of different networks; give part=1 to pack the last one") from e
+        before = wide
     model.load_state_dict(blend(before.state_dict(), model.state_dict(), part))
     return model, config
 
 # %% ../../nbs/tools/pack.ipynb #f0a363eb
 def pack_weights(
-    runs,  # folders of finished runs in the order of training, the first may be packed weights; the network is that of the last
+    runs,  # folders of finished runs, or packed weights, in the order of training; the network is that of the last
     out,  # folder to write NAME.safetensors and NAME.json to
     name="faces",  # of the two files
     licence=None,  # what a user must know; None: see `licence_of`
