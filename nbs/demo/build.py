@@ -60,7 +60,7 @@ def packages():
 
 
 def network():
-    "(path of the ONNX file, side of its input in px, licence): the graph alone, x and m in, floats out, weights in 16 bits as they ship."
+    "(path of the ONNX file, side of its input in px, licence): the graph alone, x and m in, floats out, large kernels in 8 bits as they ship."
     net, config = ours("load_pretrained")(say=None)
     code = Path(sys.modules[ours("core_graph").__module__].__file__).read_bytes()
     path = KEPT/f"{hashlib.sha256(ours('weights_hash')(net).encode() + code).hexdigest()[:16]}.onnx"
@@ -68,7 +68,7 @@ def network():
         import onnx
         graph = ours("core_graph")(net)
         model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", ours("OPSET", beside="core_graph"))])
-        model = ours("shrink_weights")(model, "fp16")
+        model = ours("shrink_weights")(model, "int8", ours("LARGE", beside="in_bytes"))
         onnx.checker.check_model(model, full_check=True)
         KEPT.mkdir(parents=True, exist_ok=True)
         path.write_bytes(model.SerializeToString())
