@@ -154,7 +154,7 @@ def _begun(start=None, network=None, **changes):
     if network == "fine": shape |= dict(network="fine", doublings=theirs.get("doublings", 0) + 1)
     elif network not in (None, shape["network"]):
         raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
-    return given | shape | {k: v for k, v in given.items() if k == "width"} | (dict(start=str(file)) if (file := packaged_file(start)) else {})
+    return shape | given | (dict(start=str(file)) if (file := packaged_file(start)) else {})
 
 # %% ../nbs/cli.ipynb #e1566c93
 def _check_device(name):

@@ -277,9 +277,9 @@ def widen_stage(a, b, of, g, noise):
     return to
 
 # %% ../nbs/16_recipe.ipynb #32e3d26c
-def fill_wide(net, wide, noise, seed=0):
+def fill_wide(net, wide, noise):
     "Fill the stages of the U-Net `wide` by those of `net`, from the image down and up again."
-    g, seen = torch.Generator().manual_seed(seed), []
+    g, seen = torch.Generator().manual_seed(0), []
     of = torch.arange(net.enc[0].conv.in_channels)
     for a, b in zip(net.enc, wide.enc):
         seen.append((of, a.conv.in_channels))
@@ -287,10 +287,6 @@ def fill_wide(net, wide, noise, seed=0):
     for a, b in zip(net.dec, wide.dec):
         skip, n = seen.pop()
         of = widen_stage(a, b, torch.cat([of, skip + a.conv.in_channels - n]), g, noise)
-
-def ratio_of(net, n):
-    "What the last stage of a partial network multiplies by inside a hole, where `n` of its channels are known and the image's are not."
-    return net.dec[-1].conv.in_channels/n
 
 # %% ../nbs/16_recipe.ipynb #df2096f3
 WIDENS = ('partial', 'plain', 'masked', 'fine')  # kinds of networks
@@ -309,10 +305,14 @@ def widen(
 ):
     "Let `wide` begin as the function that `net` is: its further channels are twins (Net2Net, Chen et al. 2016). Raises `InputError` as `check_wider` does."
     check_wider(net, wide)
-    if 'fine' == net.config.get('network'): return widen(net.coarse, wide.coarse, noise), fill_wide(net.fine, wide.fine, noise)
+    kind, c = net.config.get('network', 'partial'), net.config['in_channels']
+    if kind == 'fine':
+        widen(net.coarse, wide.coarse, noise)
+        net, wide = net.fine, wide.fine
     fill_wide(net, wide, noise)
-    n, more = (o.dec[-1].conv.in_channels - o.config['in_channels'] for o in (net, wide))
-    if net.config.get('network', 'partial') == 'partial': wide.dec[-1].conv.weight[:, :more] *= ratio_of(net, n)/ratio_of(wide, more)
+    if kind == 'partial':  # inside a hole the last stage multiplies by all channels over those of features
+        few, many = (o.dec[-1].conv.in_channels for o in (net, wide))
+        wide.dec[-1].conv.weight[:, :-c] *= few/(few - c)*(many - c)/many
 
 # %% ../nbs/16_recipe.ipynb #0b25f651
 def recipe_learner(

@@ -92,12 +92,11 @@ def in_bytes(w):
 
 def from_bytes(state):
     "The state dict of a file, with kernels that it keeps `in_bytes`, the scale as `NAME.scale`, multiplied out. Raises `ValueError` where a scale is missing or doesn't fit."
-    kept = [k for k, v in state.items() if v.dtype == torch.int8]
-    for k in kept:
-        scale = state.get(f"{k}.scale")
-        if scale is None or scale.shape != (len(state[k]), 1, 1, 1): raise ValueError(f"{k} is kept in bytes, and its scale is {'missing' if scale is None else f'of shape {tuple(scale.shape)}'}")
-    scales = {f"{k}.scale" for k in kept}
-    return {k: v*state[f"{k}.scale"] if k in kept else v for k, v in state.items() if k not in scales}
+    scales = {k: state.get(f"{k}.scale") for k, v in state.items() if v.dtype == torch.int8}
+    for k, s in scales.items():
+        if s is None or s.shape != (len(state[k]), 1, 1, 1): raise ValueError(f"{k} is kept in bytes, and its scale is {'missing' if s is None else f'of shape {tuple(s.shape)}'}")
+    others = {k: v for k, v in state.items() if k not in scales and k.removesuffix(".scale") not in scales}
+    return others | {k: state[k]*s for k, s in scales.items()}
 
 # %% ../nbs/09_weights.ipynb #dae078ad
 def pretrained_info(

@@ -114,10 +114,10 @@ def test_best_is_the_papers_network_for_less():
     assert 3*total_epochs(b) <= total_epochs(a) + 1 and b.features_reduce == 2 and b.ema > 0
 
 
-def stirred(config, seed=0, **kw):
+def stirred(config, seed=0):
     "A network whose batch norms have statistics and parameters of their own."
     torch.manual_seed(seed)
-    net = build_unet(config, **kw).eval().requires_grad_(False)
+    net = build_unet(config).eval().requires_grad_(False)
     for o in net.modules():
         if isinstance(o, torch.nn.BatchNorm2d):
             for t, at in ((o.running_mean, -.2), (o.running_var, .5), (o.weight, .5), (o.bias, -.2)): t.uniform_(at, at + 1)
