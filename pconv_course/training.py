@@ -24,8 +24,9 @@ from fastcore.foundation import L
 
 # %% ../nbs/17_training.ipynb #0e64f746
 from .base.core import InputError, sha256_of
+from .base.wider import widen, WIDENS
 from .critic import RunCritic
-from .recipe import recipe_learner, total_epochs, uses_features, widen, WIDENS
+from .recipe import recipe_learner, total_epochs, uses_features
 
 # %% ../nbs/17_training.ipynb #f70c9771
 from .learner import PConvLearner

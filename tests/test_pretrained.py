@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pconv_course import weights
 from pconv_course.base.core import InputError, read_json, write_json
+from pconv_course.base.wider import widen
 from pconv_course.inpainting import open_model
 from pconv_course.runs import checkpoint
 from pconv_course.tools import pack
@@ -15,7 +16,7 @@ from pconv_course.tools.pack import blend, pack_weights
 from pconv_course.tools.share import from_pretrained, save_pretrained
 from pconv_course.weights import in_bytes, load_model, load_pretrained, pretrained_info, weights_hash
 from pconv_course.networks import build_unet
-from pconv_course.recipe import Phase, Recipe, widen
+from pconv_course.recipe import Phase, Recipe
 from pconv_course.runs.train import train
 from pconv_course.training import begin_from
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pconv_course.base.core import InputError
+from pconv_course.base.wider import widen
 from pconv_course.losses import loss_perceptual, random_features
 from pconv_course.networks import build_unet
 from pconv_course.objective import PAPER_WEIGHTS
@@ -28,7 +29,7 @@ from pconv_course.runs.run import TrainingInterrupted, read_log
 from pconv_course.training import Position, RestOfEpoch, rng_state, total_epochs
 from pconv_course.fast import FastPConvUNet
 from pconv_course.recipe import (FIRST, PRESETS, Phase, Recipe, recipe_diff, recipe_from, recipe_from_json, recipe_learner, recipe_loss, recipe_model,
-    recipe_with, widen)
+    recipe_with)
 from pconv_course.runs.train import train
 from pconv_course.training import RunCallback, average_decay, begin_from, fit_recipe, learning_rate, phase_part
 from pconv_course.weights import load_model

@@ -13,8 +13,8 @@ from pathlib import Path
 
 # %% ../../nbs/tools/pack.ipynb #0fb7187d
 from ..base.core import atomic_path, InputError, provenance, read_json, sha256_of, write_json
+from ..base.wider import widen
 from ..networks import build_unet
-from ..recipe import widen
 from ..runs.checkpoint import write_tensors
 from ..weights import in_bytes, LARGE, load_model, packaged_file, pretrained_info, pretrained_names
 
