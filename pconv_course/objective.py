@@ -36,10 +36,11 @@ def check_weights(weights):
     return {k: float(weights.get(k, 0)) for k in PAPER_WEIGHTS}
 
 # %% ../nbs/07_objective.ipynb #1f4c545c
-def feature_terms(features, out, gt, comp):
-    "The terms perceptual, style_out and style_comp, unweighted, by name; `features` is a `FeatureNet`."
+def feature_terms(features, out, gt, comp, own=True):
+    "The terms perceptual, style_out and style_comp, unweighted, by name; `features` is a `FeatureNet`. Without `own`, comp stands in for out."
     with torch.no_grad(): f_gt = features(gt)
-    f_out, f_comp = features(out), features(comp)
+    f_comp = features(comp)
+    f_out = features(out) if own else f_comp
     return dict(perceptual=loss_perceptual(f_out, f_comp, f_gt), style_out=loss_style(f_out, f_gt), style_comp=loss_style(f_comp, f_gt))
 
 def loss_terms(
@@ -48,6 +49,7 @@ def loss_terms(
     m, # mask (B,1,H,W), 1 = known, 0 = hole
     features=None, # a `FeatureNet`; without one the three feature terms are 0
     per='image', # what pixel sums are divided by, 'image' or 'hole'
+    own=True, # do features look at `out`, too, or at the completed image in its place?
 ):
     "The six unweighted terms of section 3.3 by name, in float32 or more, also under autocast. Raises `InputError`."
     check_shapes(out, gt, m)
@@ -55,7 +57,7 @@ def loss_terms(
     comp = compose(gt, out, m)
     with computing_in(None, out.device):
         t = dict(valid=loss_valid(out, gt, m, per), hole=loss_hole(out, gt, m, per), tv=loss_tv(comp, m, per))
-        if features is not None: t |= feature_terms(features, out, gt, comp)
+        if features is not None: t |= feature_terms(features, out, gt, comp, own)
     return {k: t.get(k, out.new_zeros(())) for k in PAPER_WEIGHTS}
 
 # %% ../nbs/07_objective.ipynb #e288851f
@@ -130,10 +132,11 @@ class InpaintLoss(nn.Module):
         weights=PAPER_WEIGHTS, # weights by name, a missing one is 0; feature terms are computed if one of theirs is not 0
         per='image', # what pixel sums are divided by: 'image' (the paper) or 'hole' (the area that a term looks at)
         chunk='auto', # images at a time (`in_chunks`); None: all; 'auto': `auto_chunk` where features are used, else all
+        own=True, # do features look at the network's own image, too (the paper), or at the completed one in its place, in three passes instead of five?
     ):
         super().__init__()
         self.features = open_features(features) if isinstance(features, (str, Path)) else features
-        self.weights, self.per, self.chunk, self.last = check_weights(weights), per, check_chunk(chunk), {}
+        self.weights, self.per, self.own, self.chunk, self.last = check_weights(weights), per, own, check_chunk(chunk), {}
         self.use_features = any(self.weights[k] for k in FEATURE_TERMS)
         if self.use_features and self.features is None:
             raise InputError("perceptual and style terms need features; give 'vgg16', 'random' or a VGG file, or use InpaintLoss.pixels()")
@@ -146,7 +149,7 @@ class InpaintLoss(nn.Module):
 @patch
 def values(self: InpaintLoss, out, gt, m):
     "The six unweighted terms and the weighted total of these images, as one vector (7,)."
-    terms = loss_terms(out, gt, m, self.features if self.use_features else None, self.per)
+    terms = loss_terms(out, gt, m, self.features if self.use_features else None, self.per, self.own)
     return torch.stack([*terms.values(), sum(w*terms[k] for k, w in self.weights.items())])
 
 def each_and_mean(f, *batch):
@@ -174,5 +177,5 @@ def term_gradients(
 ):
     "{term: its weight times d term / d out, (B,3,H,W)}: what each term of positive weight asks of each pixel."
     out = out.detach().clone().requires_grad_()
-    terms = loss_terms(out, gt, m, loss.features.to(out.device) if loss.use_features else None, loss.per)
+    terms = loss_terms(out, gt, m, loss.features.to(out.device) if loss.use_features else None, loss.per, loss.own)
     return {k: torch.autograd.grad(w*terms[k], out, retain_graph=True)[0] for k, w in loss.weights.items() if w}

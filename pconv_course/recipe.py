@@ -85,6 +85,7 @@ class Recipe(Task):
     accumulate: int = 1  # pieces that a batch is computed in, their gradients added up
     chunk: int|str|None = None  # images at a time in the loss, as in `InpaintLoss`; None: its default
     features_reduce: int = 1  # features look at the picture reduced so many times by means
+    features_own: bool = True  # do they look at the network's own picture, too, or at the completed one in its place (`InpaintLoss`)?
     ema: float = 0.  # decay of the averaged weights, which are scored and saved, such as 0.999; 0: none
     start: str|None = None  # model.safetensors of a network of the same shape, or a narrower one (`base.wider`), to begin from, or with 'fine' of its first part; None: He initialisation
     betas: tuple = (0.9, 0.999)  # Adam's decay of the mean gradient and of its square
@@ -95,7 +96,7 @@ class Recipe(Task):
 # %% ../nbs/16_recipe.ipynb #b39d4f1e
 WHOLE = dict(size=16, n_faces=0, n_masks=1, depth=2, width=1, bs=1, accumulate=1, features_reduce=1, doublings=1, warmup=0, min_steps=1, seed=0)
 CHOICES = dict(formula=FORMULAS, per=('image', 'hole'), precision=('fp32', 'bf16', 'fp16'), impl=('fast', 'readable'),
-               network=('partial', 'plain', 'masked', 'gated', 'attention', 'fine'), channels_last=(True, False), joint=(True, False))
+               network=('partial', 'plain', 'masked', 'gated', 'attention', 'fine'), **dict.fromkeys(('features_own', 'channels_last', 'joint'), (True, False)))
 
 def is_whole(v, low=0):
     "Is `v` a whole number of at least `low` (and not a bool)?"
@@ -279,7 +280,7 @@ def recipe_loss(r):
     "The loss of the recipe `r`; features are opened only if a term needs them."
     features = open_features(r.features) if uses_features(r) else None
     if features is not None and r.features_reduce > 1: features = Through(features, partial(F.avg_pool2d, kernel_size=r.features_reduce))
-    return InpaintLoss(features, r.weights, r.per, **({} if r.chunk is None else dict(chunk=r.chunk)))
+    return InpaintLoss(features, r.weights, r.per, own=r.features_own, **({} if r.chunk is None else dict(chunk=r.chunk)))
 
 class Through(nn.Module):
     "The features of what `before` makes of an image: of one reduced `k` times, with a k-th of the side, they cost a k*k-th."

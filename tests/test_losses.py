@@ -121,6 +121,21 @@ def test_the_ruler_does_not_change():
     assert not loss.features.training
 
 
+@pytest.mark.parametrize('chunk', [None, 1])
+def test_comp_may_stand_in_for_out(chunk):
+    "Features then look at two pictures, and what the network makes of known pixels has a gradient of the valid term alone."
+    (out, gt, m), net = batch(2, 16, 16, dtype=torch.float64), random_features(width=4).double()
+    comp, seen = m*gt + (1 - m)*out, []
+    net.register_forward_pre_hook(lambda *_: seen.append(1))
+    whole, loss = InpaintLoss(net, chunk=chunk), InpaintLoss(net, chunk=chunk, own=False)
+    whole(comp, gt, m), seen.clear(), loss(out, gt, m)
+    assert len(seen) == 2*(2 if chunk else 1)
+    for k in FEATURE_TERMS: assert_close(loss.last[k], whole.last[k])
+    g = term_gradients(loss, out, gt, m)
+    assert all((g[k]*m == 0).all() and g[k].any() for k in FEATURE_TERMS) and (g['valid']*m).any()
+    assert_close(loss.last['valid'], loss_terms(out, gt, m)['valid'])
+
+
 def test_three_images_are_normalised_alike_and_gt_has_no_graph():
     seen = []
 

@@ -81,7 +81,7 @@ def whole(tmp_path_factory):
     (dict(hole_ratio=(0, 2)), 'hole_ratio'), (dict(hole_ratio=None), 'type'), (dict(weights=dict(hole=-1)), 'hole'), (dict(weights=dict(holes=1)), 'holes'),
     (dict(weights=dict(hole=0)), 'no loss term'), (dict(weights=PAPER_WEIGHTS), "features='none'"), (dict(per='pixel'), 'per'), (dict(formula='v3'), 'formula'),
     (dict(precision='fp8'), 'precision'), (dict(impl='slow'), 'impl'), (dict(channels_last=None), 'channels_last'), (dict(ema=1.), 'ema'),
-    (dict(ema=-0.1), 'ema'), (dict(ema='a lot'), 'type'), (dict(chunk=0), 'chunk'), (dict(accumulate=0), 'accumulate'), (dict(features_reduce=0), 'features_reduce'), (dict(features='random', weights=PAPER_WEIGHTS, features_reduce=16), '4 px of 64'), (dict(bs=6, accumulate=4), 'accumulate'), (dict(chunk='some'), 'chunk'), (dict(phases=[dict(lr=1e-3, schedule='step')]), 'schedule'),
+    (dict(ema=-0.1), 'ema'), (dict(ema='a lot'), 'type'), (dict(chunk=0), 'chunk'), (dict(accumulate=0), 'accumulate'), (dict(features_reduce=0), 'features_reduce'), (dict(features_own='no'), 'features_own'), (dict(features='random', weights=PAPER_WEIGHTS, features_reduce=16), '4 px of 64'), (dict(bs=6, accumulate=4), 'accumulate'), (dict(chunk='some'), 'chunk'), (dict(phases=[dict(lr=1e-3, schedule='step')]), 'schedule'),
     (dict(phases=[dict(lr=1e-3, lr_end=1.)]), 'lr_end'), (dict(phases=[dict(lr=1e-3, lr_end=-1.)]), 'lr_end')])
 def test_values_that_make_no_sense(change, word):
     with pytest.raises(InputError) as e: Recipe(**change)
@@ -212,6 +212,9 @@ def test_features_of_the_reduced_picture():
     assert_close(half.last['perceptual'], loss_perceptual(f(small(out)), f(small(comp)), f(small(gt))), rtol=1e-4, atol=1e-6)
     assert_close(half.last['hole'], whole.last['hole'])
     assert abs(float(half.last['style_out'] - whole.last['style_out'])) > 1e-6
+    comp_only = recipe_loss(replace(r, features_own=False))
+    comp_only(out, gt, m)
+    assert comp_only.last['style_out'] == comp_only.last['style_comp'] == whole.last['style_comp'] != whole.last['style_out']
 
 
 def test_small_presets_need_no_network():
@@ -241,7 +244,7 @@ def test_recorded_run_is_of_todays_preset():
 # schedules, averages, another start
 
 def test_recipes_saved_before_there_was_a_choice():
-    old = {k: v for k, v in asdict(TINY).items() if k not in ('impl', 'doublings', 'channels_last', 'accumulate', 'chunk', 'features_reduce', 'ema', 'start')}
+    old = {k: v for k, v in asdict(TINY).items() if k not in ('impl', 'doublings', 'channels_last', 'accumulate', 'chunk', 'features_reduce', 'features_own', 'ema', 'start')}
     old['phases'] = [{k: p[k] for k in ('lr', 'epochs', 'share', 'freeze_bn')} for p in old['phases']]
     assert recipe_from(old) == replace(TINY, **FIRST) and FIRST == dict(impl='readable', channels_last=False)
     assert recipe_from(dict(size=32)).impl == 'fast' and recipe_from(asdict(TINY)) == TINY

@@ -51,7 +51,7 @@ class OtherLoss(InpaintLoss):
         if self.tv_of: t['tv'] = self.tv_of(out)
         if self.use_features:
             seen = lambda img: self.seen_of_comp(img) if img is comp and self.seen_of_comp else img
-            t |= feature_terms(lambda img: self.features(seen(img)), out, gt, comp)
+            t |= feature_terms(lambda img: self.features(seen(img)), out, gt, comp, self.own)
         return torch.stack([*t.values(), sum(w*t[k] for k, w in self.weights.items())])
 
 # %% ../../nbs/lab/ablations.ipynb #16097b96
