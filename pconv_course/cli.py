@@ -115,7 +115,7 @@ def train_cmd(
     resume: bool = False,  # go on with the run in --out by the recipe saved there; give the same --data
     valid: str = None,  # held-out faces: a share such as 0.1, or ids such as 800-898
     features: str = None,  # for the perceptual and style terms: vgg16, random, none, or a state-dict file
-    size: int = None,  # side of the training pictures in pixels, 16 to 2048
+    size: int = None,  # side of the training pictures in pixels, 16 to 2048; when absent the preset's, or that of --start
     bs: int = None,  # batch size in pictures, 1 to 4096
     seed: int = None,  # seed of weights, order and masks, 0 or more
     device: str = None,  # cpu, cuda, cuda:1 or mps; the best there is when absent
@@ -144,16 +144,18 @@ def _recipe(preset):
     return recipe.name if recipe.name != "custom" and re.fullmatch(r"\w[\w.-]*", str(recipe.name)) else stem, recipe
 
 # %% ../nbs/cli.ipynb #12b47d6a
-def _begun(start=None, network=None, **changes):
-    "Changes of a recipe: with `start`, also those that make its network the one whose weights it begins with. Raises `UsageError`, `InputError`."
+def _begun(start=None, network=None, sized=False, **changes):
+    "Changes of a recipe: with `start`, also those that make its network the one whose weights it begins with, and if `sized` its size that one's, twice that of a new part. Raises `UsageError`, `InputError`."
     given = {k: v for k, v in dict(start=start, network=network).items() if v is not None} | changes
     if start is None: return given
     from pconv_course.weights import load_model, packaged_file
-    theirs = load_model(start)[1]["model"]
+    config = load_model(start)[1]
+    theirs, size = config["model"], config.get("recipe", {}).get("size")
     shape = {k: theirs.get(k, v) for k, v in dict(depth=None, width=None, formula="paper", network="partial", doublings=1).items()}
     if network == "fine": shape |= dict(network="fine", doublings=theirs.get("doublings", 0) + 1)
     elif network not in (None, shape["network"]):
         raise UsageError(f"--network {network} is not the network of --start {start}, which is {shape['network']}; leave out one of the two")
+    if sized and size: shape["size"] = size*(2 if network == "fine" else 1)
     return shape | given | (dict(start=str(file)) if (file := packaged_file(start)) else {})
 
 # %% ../nbs/cli.ipynb #e1566c93
@@ -181,11 +183,11 @@ def _train(preset, data, out, minutes, resume, device, changes, workers, tensorb
     given = [*changes, *["preset"]*bool(preset and out)]
     if resume and given: raise UsageError(f"--resume goes on with the saved recipe; leave out {', '.join('--' + k for k in given)}")
     _check_device(device)
-    from pconv_course.recipe import recipe_with
+    from pconv_course.recipe import PRESETS, recipe_with
     from pconv_course.runs.train import rehearsal, train
     name, recipe = _recipe(preset or "demo") if not (resume and out) else (None, None)
     out = out or f"runs/{name}"
-    recipe = None if resume else recipe_with(recipe, **_begun(**changes))
+    recipe = None if resume else recipe_with(recipe, **_begun(sized=(preset or "demo") in PRESETS, **changes))
     if dry_run: return print(_cost_text(*rehearsal(recipe, data, out, minutes, resume, device=device, num_workers=workers)))
     result = train(recipe, data, out, minutes, resume, device=device, num_workers=workers, tensorboard=tensorboard)
     if os.environ.get("RANK", "0") == "0": print(f"{result['images']:,} pictures in {result['minutes']:.1f} minutes; the network is in {os.path.join(out, 'model.safetensors')}")

@@ -114,8 +114,8 @@ class FeatureNet(nn.Module):
         if img.ndim != 4 or img.shape[1] != 3 or min(img.shape[2:]) < 8:
             raise InputError(f"features need images (B,3,H,W) of at least 8 pixels, got {tuple(img.shape)}; enlarge or convert them")
         with computing_in(self.half, img.device):
-            layout = torch.channels_last if self.half and img.device.type == 'cpu' else torch.contiguous_format  # 16-bit convolutions and pooling are fastest like this
-            x, maps = (img.to(self.mean.dtype).contiguous(memory_format=layout) - self.mean)/self.std, []
+            fast = torch.channels_last if self.half else torch.contiguous_format
+            x, maps = (img.to(self.mean.dtype).contiguous(memory_format=fast) - self.mean)/self.std, []
             for block in self.blocks: maps.append(x := block(x))
         return maps
 

@@ -64,12 +64,12 @@ class Task:
     depth: int = 5  # stages of the U-Net
     width: int = 32  # channels of its first stage
     formula: str = 'paper'  # 'paper', 'v1' or 'raw', see `PartialConv2d`
+    features: str = 'none'  # 'none', 'random', 'vgg16', or the file of a VGG state dict
 
 # %% ../nbs/16_recipe.ipynb #15c69bd4
 @dataclass(frozen=True)
 class Recipe(Task):
     "Everything that decides what a run computes. Raises `InputError` for values that nothing can be trained with."
-    features: str = 'none'  # 'none', 'random', 'vgg16', or the file of a VGG state dict
     weights: dict = field(default_factory=lambda: dict(PIXEL_WEIGHTS))  # of the six loss terms; a missing one is 0
     per: str = 'image'  # divide loss terms by the image ('image') or by the area they look at ('hole')
     bs: int = 16  # images per batch
@@ -136,7 +136,7 @@ def of_network(r):
 
 # %% ../nbs/16_recipe.ipynb #87926158
 def complaints(r):
-    "What is wrong with the recipe `r`: one line per problem, best first."
+    "What is wrong with the recipe `r`: one line per problem, the most useful first."
     for k, low in WHOLE.items():
         if not is_whole(v := getattr(r, k), low): yield f"{k}={v!r}: give a whole number of {low} or more"
     yield from (f"{k}={getattr(r, k)!r}: give one of {', '.join(map(str, words))}" for k, words in CHOICES.items() if getattr(r, k) not in words)

@@ -373,6 +373,18 @@ def test_the_chain_for_a_rented_gpu_in_small(tmp_path, capsys):
     assert (net.config["network"], net.config["doublings"]) == ("fine", 2) and [s["recipe"]["name"] for s in pretrained_info("mine", tmp_path/"weights")["stages"]] == ["restore", "tune", "tune", "polish"]
 
 
+def test_start_brings_its_size_unless_a_file_or_an_option_has_one(tmp_path, monkeypatch):
+    "A preset's size is nobody's wish; a further part has twice the size."
+    from pconv_course.runs import train as runs
+    seen = []
+    monkeypatch.setattr(runs, "rehearsal", lambda recipe, *a, **k: [seen.append(recipe.size)])
+    monkeypatch.setattr(cli, "_cost_text", lambda *a: "")
+    (file := tmp_path/"polish.json").write_text(json.dumps(dict(size=64)))
+    for more, size in (([], 128), (["--preset", "tune"], 128), (["--preset", "tune", "--network", "fine"], 256), (["--size", "96"], 96), (["--preset", str(file)], 64)):
+        cli.main(["train", "--start", "drawn", *more, "--dry-run"])
+        assert seen.pop() == size, more
+
+
 def test_start_brings_its_network(tmp_path, capsys):
     "Also a gated one; another network asked for at the same time is refused, and so is a start that is none."
     from pconv_course.recipe import PRESETS, Phase, recipe_with
