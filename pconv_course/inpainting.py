@@ -156,7 +156,7 @@ def inpaint_file(
 def result_names(
     names,  # relative paths of photos
 ) -> dict:
-    "{photo: its result}: the same name where its kind is written, else .png; no two results alike, nor one like another's comparison."
+    "{photo: its result}: the same name where its kind is written, else .png; no two results alike, no two comparisons, nor one like the other."
     made, taken = {}, set()
     key = lambda p: p.as_posix().casefold()
     for n in sorted(names, key=lambda n: (n.suffix.lower() not in FORMATS, len(n.name), n)):

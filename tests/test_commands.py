@@ -373,6 +373,14 @@ def test_the_chain_for_a_rented_gpu_in_small(tmp_path, capsys):
     assert (net.config["network"], net.config["doublings"]) == ("fine", 2) and [s["recipe"]["name"] for s in pretrained_info("mine", tmp_path/"weights")["stages"]] == ["restore", "tune", "tune", "polish"]
 
 
+def test_a_home_of_nobody_is_a_matter_of_the_user(capsys, tmp_path):
+    "Shells leave ~ and an unknown name as they are; pathlib ends with a RuntimeError."
+    for line in (["inpaint", "~nobody-here/a.png", "m.png", "-o", "b.png", "--hole", "white"], ["data", "prepare", "~nobody-here", str(tmp_path/"out")]):
+        with pytest.raises(SystemExit) as e: cli.main(line)
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err.count("\n") == 1 and "a path begins with ~" in err, err
+
+
 def test_start_brings_its_size_unless_a_file_or_an_option_has_one(tmp_path, monkeypatch):
     "A preset's size is nobody's wish; a further part has twice the size."
     from pconv_course.runs import train as runs

@@ -3,11 +3,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fastai.callback.progress import ProgressCallback
 from forking import forks
 from safetensors.torch import load_file
 from torch import nn
@@ -16,9 +19,10 @@ from torch.testing import assert_close
 from pconv_course.base.core import InputError
 from pconv_course.data import face_dls
 from pconv_course.fast import FastPConvUNet
-from pconv_course.step import PartDL, every_nth, part_of
+from pconv_course.step import PartDL, Parts, every_nth, part_of, parts_callbacks
+from pconv_course.runs import team
 from pconv_course.runs.checkpoint import latest_checkpoint
-from pconv_course.recipe import Phase, Recipe
+from pconv_course.recipe import Phase, Recipe, recipe_learner
 from pconv_course.weights import load_model
 
 torch.set_num_threads(1)
@@ -203,5 +207,31 @@ def test_distrib_ctx_of_a_plain_learner_needs_no_run():
     learn = pconv_learner(face_dls('drawn', size=32, bs=4, n=20, device='cpu'), MaskBank.make(5, size=32, kind='stroke'), FastPConvUNet(depth=3, width=4))
     with learn.distrib_ctx(), learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert not isinstance(learn.dls.train, PartDL) and not [cb for cb in learn.cbs if type(cb).__module__.endswith('parallel')]
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_detached_it_has_the_callbacks_of_before(rank, monkeypatch):
+    "Also the `Parts` of a recipe that accumulates, and the bar that only the first process shows."
+    monkeypatch.setattr(team, 'rank_distrib', lambda: rank)
+    for accumulate in (1, 2):
+        recipe = replace(RECIPE, accumulate=accumulate)
+        learn = recipe_learner(recipe, device='cpu', cbs=parts_callbacks(recipe))
+        before = {*learn.cbs}
+        learn.to_distributed()
+        assert {*learn.cbs} - before and [cb for cb in learn.cbs if isinstance(cb, Parts)] and (not rank or not [cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
+        assert {*learn.detach_distributed().cbs} == before
+
+
+def test_whose_fault_it_was():
+    "Another process that ended is told with its words; a fault of this one stays what it is."
+    class Learn:
+        @contextmanager
+        def distrib_ctx(self): yield
+    two = SimpleNamespace(world=2)
+    with pytest.raises(InputError, match=r'another process .* \(Connection closed by peer\)'):
+        with team.in_team(Learn(), two): raise RuntimeError('Connection closed by peer')
+    for words in ('CUDA error: the launch timed out and was terminated', 'DataLoader timed out after 5 seconds'):
+        with pytest.raises(RuntimeError, match=words):
+            with team.in_team(Learn(), two): raise RuntimeError(words)
 
 

@@ -23,6 +23,7 @@ from pconv_course.base.core import MissingPackage
 from pconv_course.base.core import InputError
 from pconv_course.lab.clocks import decibel_of, record_export
 from pconv_course.tools.onnx import (check_export, core_graph, export_onnx, frame_text, join_graphs, metadata, open_onnx, run_onnx, run_torch, shrink_weights)
+from pconv_course.tools import share
 from pconv_course.tools.share import from_pretrained, hub_class, save_pretrained
 from pconv_course.weights import open_weights
 from pconv_course.networks import build_unet
@@ -298,6 +299,25 @@ def test_what_is_no_folder_for_hubs_is_said_without_asking_the_network(net, tmp_
     (tmp_path/"run").mkdir()
     (tmp_path/"run"/"config.json").write_text('{"model": {"depth": 2}}')
     with pytest.raises(InputError, match="a run's folder, not one for hubs; use load_model"): from_pretrained(tmp_path/"run")
+
+
+@hub
+def test_a_folder_for_hubs_loses_nothing(net, tmp_path, monkeypatch):
+    "A run's folder and a file are refused; a save that fails leaves the folder of before."
+    (tmp_path/"run").mkdir()
+    (tmp_path/"run"/"config.json").write_text('{"model": {"depth": 2}}')
+    (tmp_path/"file").touch()
+    for there, words in (("run", "holds a run; give another folder"), ("file", "is a file; give a folder")):
+        with pytest.raises(InputError, match=words): save_pretrained(net, tmp_path/there)
+    assert [p.name for p in (tmp_path/"run").iterdir()] == ["config.json"]
+    home = save_pretrained(net, tmp_path/"faces", FACTS)
+    (home/"README.md").write_text("mine")
+    def full(*args): raise InputError("no space left")
+    with monkeypatch.context() as m, pytest.raises(InputError, match="no space"):
+        m.setattr(share, "write_tensors", full)
+        save_pretrained(build_unet(dict(depth=2, width=5)), home)
+    assert weights_hash(from_pretrained(home)[0]) == weights_hash(net) and (home/"README.md").read_text() == "mine"
+    with pytest.raises(InputError, match="device cuda:99 cannot be used here"): from_pretrained(home, device="cuda:99")
 
 
 @hub

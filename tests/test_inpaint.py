@@ -307,6 +307,23 @@ def test_masks_of_another_size(tiny):
     assert wide.sum() < m.sum() and np.array_equal(grown[wide == 1], a[wide == 1]) and (grown[(wide == 0) & (m == 1)] != a[(wide == 0) & (m == 1)]).any()
 
 
+@pytest.mark.parametrize("size", [(4, 5), (40, 50), (120, 150)])
+def test_a_stretched_hole_grows_by_the_pixels_of_the_photo(size):
+    m = np.zeros((*size, 3), np.uint8)
+    h, w = size
+    m[h//2:h//2 + h//4, 2*w//5:3*w//5] = 255
+    hole = lambda grow: photos.read_pair(picture(6), Image.fromarray(m), "white", fit=True, grow=grow)[1] == 0
+    assert hole(0).sum() == 100 and np.array_equal(hole(2), photos.grow_hole((~hole(0)).astype(np.uint8), 2) == 0)
+
+
+def test_holes_that_are_everything_say_what_to_do():
+    a = picture(6)
+    red = np.full_like(a, (255, 0, 0))
+    with pytest.raises(InputError, match="all of the photo counts as painted in #ff0000; lower the tolerance of 80"): inpaint(red, None, GREY, hole="#ff0000")
+    for alpha, words in ((255, "no pixel of the photo is transparent; give a mask"), (0, "every pixel")):
+        with pytest.raises(InputError, match=words): inpaint(Image.fromarray(np.dstack([a, np.full(a.shape[:2], alpha, np.uint8)])), None, GREY, hole="alpha")
+
+
 def test_colour_with_soft_edges():
     "What a soft red brush and JPEG tinted is found, what is merely reddish is not."
     a = np.full((40, 60, 3), (150, 110, 90), np.uint8)

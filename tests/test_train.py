@@ -145,9 +145,20 @@ def test_a_wider_network_begins_as_the_same_function(network, width):
     else: assert (b(x, m) - a(x, m)).abs().mean() < .3*(before - a(x, m)).abs().mean()  # along the rim its first part is a little off
 
 
+@pytest.mark.parametrize('formula', ['paper', 'v1', 'raw'])
+def test_a_wider_network_keeps_the_ratios_of_every_formula(formula):
+    a, b = (stirred(dict(depth=3, width=w, formula=formula), i) for i, w in enumerate((8, 12)))
+    x, m = torch.rand(2, 3, 48, 48), torch.ones(2, 1, 48, 48)
+    m[..., 12:36, 12:36] = 0
+    widen(a, b, noise=0)
+    inside = (..., slice(16, 32), slice(16, 32))
+    assert_close(b(x, m)[inside], a(x, m)[inside], rtol=1e-3, atol=1e-4*float(a(x, m).abs().max()))
+
+
 def test_what_cannot_be_widened_is_refused_before_anything_changes():
     base = dict(depth=3, width=8)
     for a, b, words in ((base, dict(base, width=6), 'more channels'), (base, dict(depth=4, width=12), 'more channels'), (base, dict(base, width=12, network='plain'), 'more channels'),
+                        (dict(base, max_width=16), dict(base, max_width=16, width=12), 'max_width=16'),
                         (dict(base, network='gated'), dict(base, network='gated', width=12), "kind 'gated' can't be widened"),
                         (dict(base, network='attention'), dict(base, network='attention', width=12), "kind 'attention' can't be widened")):
         a, b = build_unet(a), build_unet(b)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'fit_name', 'atomic_path', 'write_json', 'read_json', 'sha256_of', 'provenance', 'markdown_table',
-           'text_table', 'UsageError', 'is_memory', 'one_line', 'is_input', 'exit_code', 'clean_exit', 'check_number',
-           'check_place', 'MissingPackage', 'need', 'showing', 'counting', 'alone_in']
+           'text_table', 'UsageError', 'is_memory', 'is_homeless', 'one_line', 'is_input', 'exit_code', 'clean_exit',
+           'check_number', 'check_place', 'MissingPackage', 'need', 'showing', 'counting', 'alone_in']
 
 # %% ../../nbs/base/core.ipynb #b3545670
 import errno
@@ -152,11 +152,16 @@ def is_memory(e):
     "Did the memory of the machine or of the GPU run out?"
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
 
+def is_homeless(e):
+    "Is it pathlib's answer to ~ and a name that nobody has?"
+    return isinstance(e, RuntimeError) and "home directory" in str(e)
+
 # %% ../../nbs/base/core.ipynb #f72ab3f4
 def one_line(e):
     "The message of an exception as one line: no traceback, no type name, no line break."
     if isinstance(e, KeyboardInterrupt) and not str(e): return "stopped"
     if is_memory(e): return "out of memory; take a smaller --size or --bs, or a machine with more memory"
+    if is_homeless(e): return "a path begins with ~ and a name, and nobody of that name has a home here; write the path out"
     if isinstance(e, OSError) and e.strerror:
         return f"{e.filename or 'writing'}: {e.strerror}; check the path, its permissions and the free space"
     lines = [o.strip() for o in str(e).splitlines() if o.strip()]
@@ -165,7 +170,7 @@ def one_line(e):
 # %% ../../nbs/base/core.ipynb #3705359f
 def is_input(e):
     "Can the user mend it?"
-    return isinstance(e, (InputError, UsageError, OSError)) or is_memory(e)
+    return isinstance(e, (InputError, UsageError, OSError)) or is_memory(e) or is_homeless(e)
 
 def exit_code(e):
     "130 after Ctrl-C, 2 for what the user can mend (input, disk, memory), 1 for a fault of ours."

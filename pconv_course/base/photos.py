@@ -55,7 +55,9 @@ def colour_mask(
     lo, hi = (np.clip(np.array(colour, int) + o, 0, 255).tolist() for o in (-tolerance, tolerance))
     m = (cv2.inRange(np.ascontiguousarray(rgb), np.array(lo), np.array(hi)) == 0).astype(np.uint8)
     if m.all(): raise InputError(f"nothing in {name} is painted in #{'%02x%02x%02x' % tuple(colour)}; check the colour, or raise the tolerance above {tolerance}")
-    return valid_mask(grow_hole(m, grow), name=f"what is painted in {name}")
+    m = grow_hole(m, grow)
+    if not m.any(): raise InputError(f"all of {name} counts as painted in #{'%02x%02x%02x' % tuple(colour)}; lower the tolerance of {tolerance}, or the {grow} px that the hole grows by")
+    return valid_mask(m)
 
 # %% ../../nbs/base/photos.ipynb #bba0b386
 class Photo(NamedTuple):
@@ -157,16 +159,15 @@ def same_picture(image, mask):
 def read_hole(
     mask,  # path, PIL image, or array or tensor of one channel, as for `read_mask`
     hole,  # what `parse_hole` returned
-    tolerance: int = 80, grow: int = 0,  # see `colour_mask`
+    tolerance: int = 80,  # see `colour_mask`
 ) -> np.ndarray:
     "Mask uint8 (H,W), 1 = known, of a picture of a mask; a file's is upright. Raises `InputError`."
     if isinstance(mask, np.ndarray): mask = plain_array(mask, "the mask")
     if isinstance(mask, np.ndarray) and mask.shape[2:] == (3,) and mask.dtype == np.uint8: mask = Image.fromarray(mask)
     im = upright(open_image(mask, "mask")) if isinstance(mask, (str, Path)) else mask
     if isinstance(hole, tuple) and not isinstance(im, Image.Image): raise InputError("a hole by colour needs a mask in colour; give hole='white' or hole='black'")
-    if isinstance(hole, tuple): m = colour_mask(np.asarray(im.convert("RGB")), hole, tolerance, 0, "the mask")
-    else: m = read_mask(im, hole)
-    return valid_mask(grow_hole(m, grow))
+    if isinstance(hole, tuple): return colour_mask(np.asarray(im.convert("RGB")), hole, tolerance, 0, "the mask")
+    return valid_mask(read_mask(im, hole))
 
 # %% ../../nbs/base/photos.ipynb #be194e90
 def own_hole(
@@ -179,7 +180,9 @@ def own_hole(
     if hole == "opaque": raise InputError("opaque is for strokes on a layer of their own; give that layer as the mask, and the photo beside it")
     if hole == "alpha":
         if px.shape[2] == photo.colours: raise InputError("the photo has no transparency; give a mask")
-        return valid_mask(grow_hole((px[..., -1] >= top/2).astype(np.uint8), grow), name="the photo's opaque part")
+        m = grow_hole((px[..., -1] >= top/2).astype(np.uint8), grow)
+        if m.all() or not m.any(): raise InputError(f"{'no pixel' if m.all() else 'every pixel'} of the photo is transparent; give a mask")
+        return valid_mask(m)
     if not isinstance(hole, tuple): raise InputError(f"a mask is missing; only a colour such as #ff0000, or alpha, can mark the hole on the photo itself, not {hole}")
     if photo.colours != 3: raise InputError("only an RGB photo can have its hole painted on it in a colour; give a mask")
     rgb = px[..., :3] if top == 255 else np.rint(np.nan_to_num(px[..., :3]).clip(0, top)*(255/top)).astype(np.uint8)
@@ -220,13 +223,13 @@ def read_pair(
     file = isinstance(image, (str, Path)) and mask is not None
     grow = 3*isinstance(hole, tuple) if grow is None else grow
     if grow not in range(1001) or not (isinstance(tolerance, (int, float, np.number)) and 0 <= tolerance <= 255): raise InputError(f"grow={grow}, tolerance={tolerance}: give whole pixels from 0 to 1,000, and grey levels from 0 to 255")
-    grow = int(grow)
-    m = None if mask is None else read_hole(mask, hole, tolerance, grow)
+    m, grow = None if mask is None else read_hole(mask, hole, tolerance), int(grow)
     photo = open_photo(image)
     if mask is None: m, photo = own_hole(photo, hole, tolerance, grow), photo._replace(clear=hole == "alpha")
     shape = (photo.turn(photo.pixels) if file else photo.pixels).shape[:2]
     if m.shape != shape and not fit: raise InputError(f"the mask is {m.shape[1]}x{m.shape[0]} px and the photo {shape[1]}x{shape[0]}; make them alike, or have it stretched (--fit, fit=True)")
     if m.shape != shape: m = valid_mask(resize_nearest(m, shape))
+    if mask is not None: m = valid_mask(grow_hole(m, grow))
     m = m if file else np.ascontiguousarray(photo.turn(m))
     if np.issubdtype(photo.pixels.dtype, np.floating): [check_known(v, m) for v in photo.views()]
     return photo, m
@@ -302,9 +305,11 @@ def save_photo(
     fmt = FORMATS.get(Path(path).suffix.lower())
     if fmt is None: raise InputError(f"{path}: can't write this kind of file; end its name with one of {', '.join(FORMATS)}")
     if im.mode not in MODES_OF[fmt]:
-        kind = dict(CMYK="four inks", LA="transparency", RGBA="transparency", L="one grey channel").get(im.mode, f"mode {im.mode}")
+        kind = dict(CMYK="four inks", LA="grey with transparency", RGBA="transparency", L="one grey channel").get(im.mode, f"mode {im.mode}")
         raise InputError(f"{path}: {fmt} can't hold a picture of {kind}; end its name with {' or '.join(e for e, f in FORMATS.items() if im.mode in MODES_OF[f])}")
     with atomic_path(path) as tmp:
         try: lost = write_photo(im, tmp, fmt, like)
-        except (ValueError, TypeError, KeyError, RuntimeError) as e: raise InputError(f"{path}: can't be written ({reason(e)}); end its name with .png") from e
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError) as e:
+            if getattr(e, "errno", None): raise
+            raise InputError(f"{path}: can't be written ({reason(e)}); end its name with .png") from e
     if lost: warnings.warn(f"{path}: {', '.join(NOTE_NAMES[k] for k in sorted(lost))} of the photo could not be kept in {fmt}", PhotoWarning, stacklevel=2)

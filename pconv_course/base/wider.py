@@ -43,6 +43,16 @@ def fill_wide(net, wide, noise):
         skip, n = seen.pop()
         of = widen_stage(a, b, torch.cat([of, skip + a.conv.in_channels - n]), g, noise)
 
+# %% ../../nbs/base/wider.ipynb #cce793d1
+def keep_ratios(net, wide, c):
+    "Undo what more channels do to the ratios of a partial network; in its last stage the `c` channels of the image are a hole."
+    few, many = (o.dec[-1].conv.in_channels for o in (net, wide))
+    formula, last = net.config.get('formula', 'paper'), wide.dec[-1].conv.weight[:, :-c]
+    if formula == 'paper': last *= few/(few - c)*(many - c)/many
+    if formula == 'v1':
+        for a, b in zip((*net.enc, *net.dec[:-1]), (*wide.enc, *wide.dec[:-1])): b.conv.weight *= b.conv.in_channels/a.conv.in_channels
+        last *= (many - c)/(few - c)
+
 # %% ../../nbs/base/wider.ipynb #df2096f3
 WIDENS = ('partial', 'plain', 'masked', 'fine')  # kinds of networks
 
@@ -50,6 +60,7 @@ def check_wider(net, wide):
     "Raises `InputError` unless `wide` is `net` with more channels, of a kind in `WIDENS`."
     a, b = (dict(network='partial') | o.config for o in (net, wide))
     if a['network'] not in WIDENS: raise InputError(f"a network of kind {a['network']!r} can't be widened, only {', '.join(WIDENS)}; begin from one of the same width")
+    if a.get('max_width'): raise InputError(f"max_width={a['max_width']} holds channels back, so a wider network is another function; begin from one without it")
     if a | dict(width=b['width']) != b or a['width'] > b['width']: raise InputError(f"{b} is not {a} with more channels; change nothing but the width")
 
 @torch.no_grad()
@@ -58,13 +69,11 @@ def widen(
     wide,  # one that differs from it by a larger width; its weights are replaced
     noise=.005,  # added to the weights, in parts of a kernel's standard deviation, so that twins part
 ):
-    "Let `wide` begin as the function that `net` is: its further channels are twins (Net2Net, Chen et al. 2016). Raises `InputError` as `check_wider` does."
+    "Let `wide` begin as the function that `net` is, a partial one all but along a hole's rim: its further channels are twins (Net2Net, Chen et al. 2016). Raises `InputError` as `check_wider` does."
     check_wider(net, wide)
     kind, c = net.config.get('network', 'partial'), net.config['in_channels']
     if kind == 'fine':
         widen(net.coarse, wide.coarse, noise)
         net, wide = net.fine, wide.fine
     fill_wide(net, wide, noise)
-    if kind == 'partial':  # inside a hole the last stage multiplies by all channels over those of features
-        few, many = (o.dec[-1].conv.in_channels for o in (net, wide))
-        wide.dec[-1].conv.weight[:, :-c] *= few/(few - c)*(many - c)/many
+    if kind == 'partial': keep_ratios(net, wide, c)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 # %% ../../nbs/lab/readers.ipynb #ee59c154
-from ..base.core import InputError, provenance, read_json, write_json
+from ..base.core import InputError, one_line, provenance, read_json, write_json
 from ..base.show import to_array
 from ..learner import inpaint_batch
 from ..weights import weights_hash
@@ -87,7 +87,8 @@ def of_two(
     readers,  # two CSV files
 ) -> dict:
     "The rows of each reader's file, as dicts, by its name. Raises `InputError` unless there are two."
-    found = {Path(r).name: list(csv.DictReader(Path(r).read_text(encoding="utf-8-sig").splitlines())) for r in readers}
+    try: found = {Path(r).name: list(csv.DictReader(Path(r).expanduser().read_text(encoding="utf-8-sig").splitlines())) for r in readers}
+    except (OSError, UnicodeDecodeError) as e: raise InputError(f"a reader's file can't be read ({one_line(e)}); give a CSV file in UTF-8") from e
     if len(found) != 2: raise InputError(f"{len(found)} readers; give the files of two, with different names, so that they can be compared")
     return found
 
@@ -97,8 +98,8 @@ def read_answers(
     n,  # numbers that were asked
 ) -> list:
     "Does it have all three? 1 or 0 for each number. Raises `InputError` for numbers that are absent or asked twice, and other answers."
-    try: rows = [(int(r["n"]), [{"0": 0, "1": 1}[r[k].strip()] for k in COUNTED]) for r in rows]
-    except (KeyError, ValueError, AttributeError) as e: raise InputError(f"{name}: {e} is no answer; give the columns n, {', '.join(COUNTED)} with 1 or 0") from e
+    try: rows = [(int(r["n"]), [{"0": 0, "1": 1}[(r[k] or "").strip()] for k in COUNTED]) for r in rows]
+    except (KeyError, ValueError, TypeError) as e: raise InputError(f"{name}: {e} is no answer; give the columns n, {', '.join(COUNTED)} with 1 or 0") from e
     if sorted(i for i, _ in rows) != list(range(n)): raise InputError(f"{name}: has {len(rows)} numbers, not each of 0 to {n - 1} once")
     return [int(all(v)) for _, v in sorted(rows)]
 
@@ -118,7 +119,7 @@ def count_faces(
     path=None,  # JSON to write; None: none is written
 ) -> dict:  # the record
     "The answers of two readers beside what they saw. Raises `InputError`."
-    key = read_json(Path(folder)/"key.json")
+    key = read_json(Path(folder).expanduser()/"key.json")
     answers = [read_answers(name, rows, len(key["rows"])) for name, rows in of_two(readers).items()]
     record = dict(what="does the face have two eyes, a nose and a mouth where they belong? 1 yes, 0 no, by two readers who saw numbered pictures in random order and did not know what filled them",
                   holes=key["holes"], methods=key["methods"], columns=["face", "hole", "method", "reader a", "reader b"],
@@ -131,8 +132,9 @@ def seen(
     hole,  # a key of `MISSING`
     method,  # a name of a network, or 'truth'
 ) -> list:
-    "In how many pictures of a hole and a method each reader saw a face."
-    return np.sum([r[3:] for r in record["rows"] if r[1:3] == [hole, method]], 0).tolist()
+    "In how many pictures of a hole and a method each reader saw a face. Raises `InputError` if there is none."
+    if not (rows := [r[3:] for r in record["rows"] if r[1:3] == [hole, method]]): raise InputError(f"nobody was asked about {hole!r} and {method!r}; choose from {', '.join(record['holes'])} and {', '.join(record['methods'])}")
+    return np.sum(rows, 0).tolist()
 
 # %% ../../nbs/lab/readers.ipynb #dcf45b26
 APPARENT = dict(age=("child", "adult", "older"), head=("bare", "covered"))

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import nn
 
 # %% ../../nbs/runs/team.ipynb #753cec0a
-from ..base.core import InputError
+from ..base.core import InputError, one_line
 from ..learner import PConvLearner
 from ..step import Parts
 from ..training import Alone
@@ -91,15 +91,16 @@ def to_distributed(self: PConvLearner,
     start_processes(device)
     from accelerate import Accelerator
     accelerator = Accelerator(**dict(cpu=device.type == 'cpu', mixed_precision='no') | kwargs)
-    self.add_cbs([TeamTrainer(accelerator, sync_bn and device.type == 'cuda'), SameBuffers()])
-    if not self.cbs.filter(lambda cb: isinstance(cb, Parts)): self.add_cb(Parts())
-    if rank_distrib(): self.remove_cb(ProgressCallback)
-    return self
+    ours = [TeamTrainer(accelerator, sync_bn and device.type == 'cuda'), SameBuffers(), *([] if any(isinstance(cb, Parts) for cb in self.cbs) else [Parts()])]
+    bars = [cb for cb in self.cbs if rank_distrib() and isinstance(cb, ProgressCallback)]
+    self.of_team = ours, bars
+    return self.add_cbs(ours).remove_cbs(bars)
 
 @patch
 def detach_distributed(self: PConvLearner):
     "Undo `to_distributed`."
-    return self.remove_cbs([cb for cb in self.cbs if isinstance(cb, (TeamTrainer, SameBuffers, Parts))])
+    ours, bars = self.__dict__.pop('of_team', ([], []))
+    return self.remove_cbs(ours).add_cbs(bars)
 
 # %% ../../nbs/runs/team.ipynb #00cb11d1
 class Team:
@@ -165,5 +166,5 @@ def in_team(learn, team):
     try:
         with learn.distrib_ctx(): yield
     except RuntimeError as e:
-        if not re.search('gloo|nccl|connection|peer|timed out|timeout', str(e), re.I): raise
-        raise InputError('another process of this run has ended, and all end with it') from e
+        if re.search('CUDA error|DataLoader', str(e)) or not re.search('gloo|nccl|connection|peer|timed out|timeout', str(e), re.I): raise
+        raise InputError(f'another process of this run has ended, and all end with it ({one_line(e)})') from e

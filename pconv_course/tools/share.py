@@ -20,7 +20,7 @@ from ..fast import FastPConvUNet
 from ..base.core import atomic_path, InputError, MissingPackage, need, one_line, read_json, write_json
 from ..networks import FineUNet
 from ..runs.checkpoint import write_tensors
-from ..weights import from_bytes, refuse_pickle
+from ..weights import from_bytes, on_device, refuse_pickle
 
 # %% ../../nbs/tools/share.ipynb #79c59205
 def misfits(have, want):
@@ -40,7 +40,7 @@ def load_checked(
     if bad := misfits(state, model.state_dict()):
         raise InputError(f"{file}: {bad[0]}{f' (and {len(bad) - 1} more)' if bad[1:] else ''}; these weights belong to another config.json")
     model.load_state_dict(state)
-    return model.eval().to(device)
+    return on_device(model.eval(), device)
 
 # %% ../../nbs/tools/share.ipynb #4c4c5b6a
 def facts_of(
@@ -124,7 +124,12 @@ def save_pretrained(
     net = hub_class(shape.pop('network', 'partial'))(**shape)
     net.load_state_dict(model.state_dict())
     net.facts = {k: config[k] for k in ('recipe', 'licence', 'data', 'provenance') if k in (config or {})}
-    net.save_pretrained(folder := Path(folder).expanduser())
+    folder = Path(folder).expanduser()
+    if folder.is_file(): raise InputError(f"{folder} is a file; give a folder")
+    if 'model' in (read_json(folder/'config.json') if (folder/'config.json').is_file() else {}): raise InputError(f"{folder} holds a run; give another folder for hubs")
+    folder.mkdir(parents=True, exist_ok=True)
+    net._save_pretrained(folder)  # the mixin's own method would delete config.json first
+    if not (folder/'README.md').exists(): net.generate_model_card().save(folder/'README.md')
     return folder
 
 def from_pretrained(
@@ -139,5 +144,5 @@ def from_pretrained(
     source = str(path) if path.exists() else str(source)
     try: net = hub_class(network_of(source, **where)).from_pretrained(source, map_location=device, **where)
     except (InputError, MissingPackage): raise
-    except Exception as e: raise InputError(f"{source}: can't be opened ({one_line(e)}); it needs config.json and model.safetensors") from e
+    except Exception as e: raise InputError(f"{source}: {'' if path.exists() else 'no such folder here, and on the hub it '}can't be opened ({one_line(e)}); it needs config.json and model.safetensors") from e
     return net, dict(model=net.config, **net.facts)
