@@ -132,6 +132,7 @@ def save_pretrained(
     if not (folder/'README.md').exists(): net.generate_model_card().save(folder/'README.md')
     return folder
 
+# %% ../../nbs/tools/share.ipynb #460d1612
 def from_pretrained(
     source,  # a folder, or a name such as 'person/network' on the hub
     device='cpu',
