@@ -40,8 +40,8 @@ def feature_terms(features, out, gt, comp, own=True):
     "The terms perceptual, style_out and style_comp, unweighted, by name; `features` is a `FeatureNet`. Without `own`, comp stands in for out."
     with torch.no_grad(): f_gt = features(gt)
     f_comp = features(comp)
-    f_out = features(out) if own else f_comp
-    return dict(perceptual=loss_perceptual(f_out, f_comp, f_gt), style_out=loss_style(f_out, f_gt), style_comp=loss_style(f_comp, f_gt))
+    f_out, style = features(out) if own else f_comp, loss_style(f_comp, f_gt)
+    return dict(perceptual=loss_perceptual(f_out, f_comp, f_gt), style_out=loss_style(f_out, f_gt) if own else style, style_comp=style)
 
 def loss_terms(
     out, # the network's image (B,3,H,W), of any float type

@@ -57,7 +57,7 @@ def colour_mask(
     if m.all(): raise InputError(f"nothing in {name} is painted in #{'%02x%02x%02x' % tuple(colour)}; check the colour, or raise the tolerance above {tolerance}")
     m = grow_hole(m, grow)
     if not m.any(): raise InputError(f"all of {name} counts as painted in #{'%02x%02x%02x' % tuple(colour)}; lower the tolerance of {tolerance}, or the {grow} px that the hole grows by")
-    return valid_mask(m)
+    return m
 
 # %% ../../nbs/base/photos.ipynb #bba0b386
 class Photo(NamedTuple):
@@ -182,7 +182,7 @@ def own_hole(
         if px.shape[2] == photo.colours: raise InputError("the photo has no transparency; give a mask")
         m = grow_hole((px[..., -1] >= top/2).astype(np.uint8), grow)
         if m.all() or not m.any(): raise InputError(f"{'no pixel' if m.all() else 'every pixel'} of the photo is transparent; give a mask")
-        return valid_mask(m)
+        return m
     if not isinstance(hole, tuple): raise InputError(f"a mask is missing; only a colour such as #ff0000, or alpha, can mark the hole on the photo itself, not {hole}")
     if photo.colours != 3: raise InputError("only an RGB photo can have its hole painted on it in a colour; give a mask")
     rgb = px[..., :3] if top == 255 else np.rint(np.nan_to_num(px[..., :3]).clip(0, top)*(255/top)).astype(np.uint8)
@@ -228,8 +228,7 @@ def read_pair(
     if mask is None: m, photo = own_hole(photo, hole, tolerance, grow), photo._replace(clear=hole == "alpha")
     shape = (photo.turn(photo.pixels) if file else photo.pixels).shape[:2]
     if m.shape != shape and not fit: raise InputError(f"the mask is {m.shape[1]}x{m.shape[0]} px and the photo {shape[1]}x{shape[0]}; make them alike, or have it stretched (--fit, fit=True)")
-    if m.shape != shape: m = valid_mask(resize_nearest(m, shape))
-    if mask is not None: m = valid_mask(grow_hole(m, grow))
+    if mask is not None: m = valid_mask(grow_hole(m if m.shape == shape else resize_nearest(m, shape), grow))
     m = m if file else np.ascontiguousarray(photo.turn(m))
     if np.issubdtype(photo.pixels.dtype, np.floating): [check_known(v, m) for v in photo.views()]
     return photo, m

@@ -106,13 +106,17 @@ def hub_class(network='partial'):
     return HubUNet
 
 # %% ../../nbs/tools/share.ipynb #4cc4b5aa
+def hub_config(file, refusal):
+    "What the file config.json of a folder for hubs says, {} without one. Raises `InputError` with this `refusal` for a run's."
+    config = read_json(file) if Path(file).is_file() else {}
+    if 'model' in config: raise InputError(refusal)
+    return config
+
 def network_of(source, **where):
     "'partial', or what else config.json in the folder or on the hub says."
     file = Path(source)/'config.json'
     if not file.parent.is_dir(): file = need('huggingface_hub', extra='hub')[0].hf_hub_download(source, file.name, **where)
-    config = read_json(file) if Path(file).is_file() else {}
-    if 'model' in config: raise InputError(f"{source} is a run's folder, not one for hubs; use load_model")
-    return config.get('network', 'partial')
+    return hub_config(file, f"{source} is a run's folder, not one for hubs; use load_model").get('network', 'partial')
 
 # %% ../../nbs/tools/share.ipynb #a8788a60
 def save_pretrained(
@@ -126,7 +130,7 @@ def save_pretrained(
     net.facts = {k: config[k] for k in ('recipe', 'licence', 'data', 'provenance') if k in (config or {})}
     folder = Path(folder).expanduser()
     if folder.is_file(): raise InputError(f"{folder} is a file; give a folder")
-    if 'model' in (read_json(folder/'config.json') if (folder/'config.json').is_file() else {}): raise InputError(f"{folder} holds a run; give another folder for hubs")
+    hub_config(folder/'config.json', f"{folder} holds a run; give another folder for hubs")
     folder.mkdir(parents=True, exist_ok=True)
     net._save_pretrained(folder)  # the mixin's own method would delete config.json first
     if not (folder/'README.md').exists(): net.generate_model_card().save(folder/'README.md')
