@@ -327,7 +327,7 @@ def difference_panel(ax, record, key):
     for j, k in enumerate(others or record["methods"]):
         colour = f"C{list(record['methods']).index(k)}"
         v = np.array([[np.nan if o is None else o for o in (r["against"] if others else r["methods"])[k][key]] for r in rows]).reshape(-1, 3).T
-        ax.errorbar(np.arange(len(rows)) + 0.08*j, v[0], np.abs(v[1:] - v[0]), fmt="o-", color=colour, ms=3, lw=1, capsize=2)
+        ax.errorbar(np.arange(len(rows)) + 0.1*(j - (len(others) - 1)/2), v[0], np.abs(v[1:] - v[0]), fmt="o", color=colour, ms=3, lw=1, capsize=2)
     minus = f", minus {record['methods'][record['against']]['title']}" if others else ""
     ax.axhline(0, color="0.6", lw=0.8) if others else None
     ax.set_xticks(range(len(rows)), [r["part"].replace(" to ", "–") for r in rows], fontsize=7)
@@ -337,16 +337,18 @@ def difference_panel(ax, record, key):
 def record_figure(record):
     "Figure of a record: PSNR and hole error against `against` by hole ratio, and the error by depth."
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
+    fig, axs = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained")
     for ax, key in zip(axs, ("psnr", "l1_hole")): difference_panel(ax, record, key)
-    for j, (k, v) in enumerate(row_of(record)["methods"].items()):
-        if k != "truth": axs[2].plot([v[c][0] if c in v else np.nan for c in DEPTH_COLUMNS], "o-", color=f"C{j}", ms=3, lw=1, label=record["methods"][k]["title"])
-    axs[2].set_xticks(range(len(DEPTH_COLUMNS)), [*map(str, DEPTHS), "more"])
+    means = row_of(record)["methods"]
+    deep = {c: name for c, name in zip(DEPTH_COLUMNS, [*map(str, DEPTHS), "more"]) if any(c in v for v in means.values())}
+    for j, (k, v) in enumerate(means.items()):
+        if k != "truth": axs[2].plot([v[c][0] if c in v else np.nan for c in deep], "o-", color=f"C{j}", ms=3, lw=1, label=record["methods"][k]["title"])
+    axs[2].set_xticks(range(len(deep)), deep.values())
     axs[2].set(xlabel="steps from the nearest known pixel, up to", title="mean absolute error by depth")
     for ax in axs:
         ax.grid(alpha=0.3)
         ax.title.set_fontsize(9)
-    axs[2].legend(fontsize=7)
+    fig.legend(loc="outside lower center", fontsize=8, ncols=min(6, len(means)), frameon=False)
     plt.close(fig)
     return fig
 

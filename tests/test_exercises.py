@@ -199,7 +199,8 @@ WRONG = {
         "check_cost": [("uses_features(recipe) and phase.features", "uses_features(recipe)"),  # the phase not looked at
                        ("uses_features(recipe) and phase.features", "phase.features"),       # features that no term compares
                        ("features_reduce**2", "features_reduce"),                            # the side, not the pixels
-                       ("5*vgg", "3*3*vgg")],                                                # three pictures there and back, weights and all
+                       ("passes = 5 if", "passes = 3*3 if"),                                 # three pictures there and back, weights and all
+                       ("5 if recipe.features_own else 3", "5")],                            # the network's own picture, whatever the recipe says
         "check_rate": [("math.pi*t", "2*math.pi*t"),                                         # a whole cosine
                        ("(1 + math.cos(math.pi*t))/2", "math.cos(math.pi*t/2)"),             # a quarter of one
                        ("phase.lr_end + (phase.lr - phase.lr_end)*", "phase.lr*"),           # always down to 0

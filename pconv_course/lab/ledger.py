@@ -303,7 +303,7 @@ WRITE_UP += [
 # %% ../../nbs/lab/ledger.ipynb #b59a1c71
 WRITE_UP += [
     Claim("Compared to Liu et al.'s PartialConv, our partially trained network shows more artifacts and color mismatches", "case 3", "24_comparison",
-          "the same pairs, both networks", (), unmeasured("their weights are not public; a network of their width and loss has seen here less than a hundredth of the original project's 1.82 million pictures, see lab/plans; the paper gives days")),
+          "the same pairs, both networks", (), unmeasured("their weights are not public; a network of their width and loss has seen here less than a hundredth of the class project's 1.82 million pictures, see lab/plans; the paper gives days")),
     Claim("… compared to GntIpt (contextual attention, 2018)", "case 3", "24_comparison",
           "the same pairs, both networks", (), unmeasured("no network of it was trained as long as theirs")),
     Claim("From as many pictures, two stages with contextual attention are nearer to the truth than partial convolutions", "asked here", "24_comparison",
@@ -323,7 +323,7 @@ WRITE_UP += [
     Claim("Partial convolutions effectively reduce mask-shape artifacts", "insights", "24_comparison",
           "irregular holes: distance of the seam from the truth's, plain convolutions less ours", ("comparison",), fewer_seams),
     Claim("Even limited training yields semantic understanding of faces", "insights", "23_large_central",
-          "a training of the original's length", (), unmeasured("the original saw hundreds of times as many pictures as an eighth of our training")),
+          "a training of the project's length", (), unmeasured("the class project saw hundreds of times as many pictures as an eighth of our training")),
     Claim("An eighth of our training knows structure", "asked here", "23_large_central",
           "central holes, 1/8 of the training: as structure above", ("central",), knows_faces(EARLY)),
     Claim("Longer training should significantly improve output quality", "insights", "24_comparison",
@@ -342,7 +342,7 @@ WRITE_UP += [
     Claim("… by PSNR at 64 px", "asked here", "24_comparison",
           "irregular holes: PSNR [dB] less that of the biharmonic fill, every bucket", ("comparison",), in_every_bucket("psnr", "partial", ["biharmonic"]), 2),
     Claim("With hyperparameter tuning … strong performance", "conclusion", "lab/plans",
-          "the original's network, tuned", (), unmeasured("the original's was not tuned; what tuning does to a small network is the next row")),
+          "the project's network, tuned", (), unmeasured("the class project's was not tuned; what tuning does to a small network is the next row")),
     Claim("Tuned steps bring less error", "asked here", "lab/plans",
           "32 px: error of the paper's steps less that of the tuned ones, three seeds", ("trials",),
           lambda r: changed("paper, pixel terms", ("hole_l1",), "constant 4e-3, EMA .99", ("steps",))(r), 4),
