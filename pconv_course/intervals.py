@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'HOLDS', 'FAILS', 'OPEN', 'MISSING', 'paired', 'score_row', 'bucket_table', 'group_sums', 'bootstrap',
-           'group_kinds', 'standard_error', 'interval', 'holds', 'side', 'over_seeds', 'p_value', 'fdr']
+           'group_kinds', 'standard_error', 'student_reach', 'interval', 'holds', 'side', 'over_seeds', 'p_value',
+           'fdr']
 
 # %% ../nbs/12_intervals.ipynb #ecef8047
 import math
@@ -105,6 +106,10 @@ def standard_error(
 # %% ../nbs/12_intervals.ipynb #fb27cecd
 FEW = 30  # groups; with fewer, Student's interval takes the place of the bootstrap
 
+def student_reach(se, df):
+    "Half the width of 95 % intervals by Student's t, from standard errors and degrees of freedom; NaN where there are none."
+    with np.errstate(invalid="ignore"): return np.where(np.asarray(df) > 0, stdtrit(np.maximum(df, 1), 0.975), np.nan)*se
+
 def interval(
     values,  # (n,K), or (n,) for one quantity; NaN counts as missing
     *groups,  # up to two (n,) lists of labels, of faces and of masks, say: rows that share one are not independent
@@ -115,7 +120,7 @@ def interval(
     table = np.asarray(values, np.float64).reshape(len(values), -1)
     kinds = group_kinds(groups, len(table))
     mean, se, df = standard_error(table, kinds, over)
-    with np.errstate(invalid="ignore"): reach = np.where(df > 0, stdtrit(np.maximum(df, 1), 0.975), np.nan)*se
+    reach = student_reach(se, df)
     found = np.stack([mean, mean - reach, mean + reach], 1)
     if len(kinds) == 1 and (many := df + 1 >= FEW).any(): found[many] = bootstrap(table, kinds[0], seed, over=over)[many]
     return found if np.ndim(values) == 2 else [None if math.isnan(v) else float(v) for v in found[0]]

@@ -26,14 +26,13 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from matplotlib.cbook import get_sample_data
 from PIL import Image
-from scipy.special import stdtrit
 
 # %% ../../nbs/tools/demo.ipynb #2f94d766
 from ..base.core import alone_in, atomic_path, InputError, provenance, read_json, sha256_of, text_table, write_json
 from ..base.show import HOLE, paint_hole, svg, to_array
 from ..data import DrawnFaces, face_dls
 from ..inpainting import inpaint
-from ..intervals import bucket_table, score_row
+from ..intervals import bucket_table, score_row, student_reach
 from ..learner import inpaint_batch
 from ..masks import hole_ratio, MaskBank, stroke_mask
 from ..metrics import mean_fill, METRICS, score_each, telea_fill
@@ -67,7 +66,7 @@ METHODS = dict(mean="the mean colour", telea="Telea's method", ours="our network
 def demo_verdict(row) -> str:
     "One sentence about who is ahead in a row of `score_row`, by the paired difference in PSNR between ours and Telea."
     d, e = row["against_telea"]["ours"].values()
-    reach = e and stdtrit(row["n"] - 1, 0.975)*e  # Student's interval, as in chapter 12
+    reach = e and student_reach(e, row["n"] - 1)
     best = max(row["methods"], key=lambda k: row["methods"][k]["ssim"])
     also = f"by SSIM {METHODS[best]} is the best of the {'three' if len(row['methods']) == 3 else len(row['methods'])}"
     if e is None or abs(d) <= reach:
