@@ -187,6 +187,7 @@ def _train(preset, data, out, minutes, resume, device, changes, workers, tensorb
     from pconv_course.runs.train import rehearsal, train
     name, recipe = _recipe(preset or "demo") if not (resume and out) else (None, None)
     out = out or f"runs/{name}"
+    if not resume and recipe is PRESETS["tune"] and "start" not in changes: raise UsageError("--preset tune goes on from a network; give --start, such as --start faces")
     recipe = None if resume else recipe_with(recipe, **_begun(sized=recipe is PRESETS.get(name), **changes))
     if dry_run: return print(_cost_text(*rehearsal(recipe, data, out, minutes, resume, device=device, num_workers=workers)))
     result = train(recipe, data, out, minutes, resume, device=device, num_workers=workers, tensorboard=tensorboard)

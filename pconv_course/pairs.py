@@ -122,7 +122,8 @@ def other_faces(
 
 # %% ../nbs/18_pairs.ipynb #54d70170
 def open_masks(src, hole, size, seed=0):
-    "A bank of mask pictures (folder, zip), a saved bank (.npz), or 960 new masks of a kind such as 'mixed'. Raises `InputError`."
+    "A bank of mask pictures (folder, zip), a saved bank (.npz, or its folder), or 960 new masks of a kind such as 'mixed'. Raises `InputError`."
+    if isinstance(src, (str, Path)) and (saved := Path(src).expanduser()/"masks.npz").is_file(): src = saved
     if hole not in (None, *POLARITIES): raise InputError(f"hole={hole!r} is unknown; state what marks the hole: white, black, alpha or opaque")
     if hole and (str(src) in KINDS or str(src).endswith(".npz")): raise InputError(f"hole={hole}: in {src} it is known what is hole; leave that out")
     if str(src) in KINDS: return MaskBank.make(960, size, 10**6 + seed, str(src))

@@ -393,6 +393,11 @@ def test_start_brings_its_size_unless_a_file_or_an_option_has_one(tmp_path, monk
         assert seen.pop() == size, more
 
 
+def test_tune_alone_says_what_it_goes_on_from(tmp_path, capsys):
+    with pytest.raises(SystemExit) as e: cli.main(["train", "--preset", "tune", "--out", str(tmp_path/"run")])
+    assert e.value.code == 2 and "--start faces" in capsys.readouterr().err and not (tmp_path/"run").exists()
+
+
 def test_start_brings_its_network(tmp_path, capsys):
     "Also a gated one; another network asked for at the same time is refused, and so is a start that is none."
     from pconv_course.recipe import PRESETS, Phase, recipe_with

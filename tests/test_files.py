@@ -23,6 +23,7 @@ from pconv_course.cli import run_jobs
 from pconv_course.data import face_dls
 from pconv_course.inpainting import inpaint, inpaint_file, pair_files
 from pconv_course.masks import load_masks
+from pconv_course.pairs import open_masks
 from pconv_course.runs.checkpoint import save_checkpoint
 from pconv_course.tools import ffhq
 from pconv_course.tools.prepare import prepare
@@ -194,6 +195,9 @@ def test_a_folder_and_a_zip_of_masks_account_for_every_file(tmp_path):
     assert len(bank) == 22 and (bank.info["not_opened"], bank.info["no_pictures"]) == (1, 1) and all(np.array_equal(bank.array(i), mask(32, 32)) for i in range(22))
     made = ffhq.irregular_masks(src, tmp_path/"bank", 32, "black", said.append)
     assert made["count"] == 22 and len(made["quarantine"]) == 1 and "22 masks" in said[0] and "1 set aside" in said[0]
+    assert open_masks(tmp_path/"bank", None, 32).sha256 == made["sha256"]
+    outside = ffhq.irregular_masks(src, tmp_path/"turned", 32, "white", said.append)["outside"]
+    assert (f"{outside} are outside of all buckets" in said[1]) == (outside > 0) and made["outside"] != outside
 
 
 def test_nothing_but_pictures_that_are_not_opened(tmp_path):

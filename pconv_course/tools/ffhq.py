@@ -374,5 +374,6 @@ def irregular_masks(
                     quarantine=aside, no_pictures=len(found.others), sha256=bank.sha256)
     write_json(dst/"manifest.json", manifest)
     say(f"{len(bank):,} masks of {size} px in {dst}, {colour} was the hole; per bucket {', '.join(f'{k}: {n}' for k, n in buckets.items())}"
+        + (f"; {n} are outside of all buckets, too small or too large a hole: is {colour} right?" if (n := manifest["outside"]) else "")
         + unused_text(len(aside), len(found.others), "manifest.json"))
     return manifest
